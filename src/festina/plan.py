@@ -1,0 +1,426 @@
+"""The plan: everything that changes about a sampling run, as one small, strict, versioned JSON file.
+
+A plan holds a header (denoiser class, its sites, how the plan came about, what was measured) and one record per
+sampling step. A record says where its step lies on the noise axis and what each site does in it:
+
+    `C`      compute
+    `R`      reuse: serve the last computed value
+    `1`-`9`  forecast: extrapolate from the last k + 1 computed values
+    `S`      skip: the identity (a zero residual)
+
+This module imports no model code and no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from festina.errors import FestinaError
+
+SCHEMA = 1
+"""Version of the plan file this code reads and writes."""
+
+COMPUTE, REUSE, SKIP = "C", "R", "S"
+FORECASTS = "123456789"
+ACTIONS = COMPUTE + REUSE + SKIP + FORECASTS
+
+MAX_BYTES = 16 * 2**20
+"""Largest plan file that is read; a plan of 1000 steps and 1000 sites has about 1 MB."""
+
+MAX_STEPS, MAX_SITES, MAX_NAME = 10_000, 20_000, 512
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sampling step.
+
+    Attributes:
+        noise: place on the noise axis as a share of the training schedule, 1 = pure noise, 0 = clean; falls from
+            step to step. Records belong to noise levels: `Plan.resample` looks a new step up by it.
+        actions: one character of `ACTIONS` per site of the plan, in the plan's order of sites.
+    """
+
+    noise: float
+    actions: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured figure of a plan.
+
+    Attributes:
+        name: what was measured, e.g. "reward".
+        value: the figure.
+        unit: its unit, "" for a pure number.
+        conditions: prompts, hardware, library versions, ... in a sentence.
+    """
+
+    name: str
+    value: float
+    unit: str
+    conditions: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a denoiser computes, reuses or predicts in each step of a run.
+
+    Attributes:
+        denoiser: class name of the denoiser the plan is for.
+        sites: names of its sites, in execution order (see `festina.sites`).
+        steps: one record per sampling step, noisiest first.
+        method: what made the plan, e.g. "fora" or "search".
+        settings: the maker's settings: JSON values by name.
+        sampler: class name of the scheduler the plan was made with, "" if none.
+        measured: figures measured with this plan.
+
+    Raises:
+        FestinaError: on construction, if the records do not fit the sites or the noise levels do not fall.
+    """
+
+    denoiser: str
+    sites: tuple[str, ...]
+    steps: tuple[Step, ...]
+    method: str = "manual"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = ""
+    measured: tuple[Measurement, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.steps or not self.sites:
+            raise FestinaError("a plan needs at least one step and one site.")
+        if len(set(self.sites)) != len(self.sites):
+            raise FestinaError("a plan names each site once; found a name twice.")
+        last = math.inf
+        for index, step in enumerate(self.steps):
+            if len(step.actions) != len(self.sites):
+                raise FestinaError(
+                    f"step {index} has {len(step.actions)} actions for {len(self.sites)} sites; wanted one each."
+                )
+            if unknown := set(step.actions) - set(ACTIONS):
+                raise FestinaError(
+                    f"step {index} has unknown actions {sorted(unknown)}; wanted letters of {ACTIONS!r}."
+                )
+            if not 0 <= step.noise <= 1 or not step.noise < last:
+                raise FestinaError(
+                    f"step {index} lies at noise {step.noise}; wanted shares in [0, 1] that fall from step to step."
+                )
+            last = step.noise
+
+    @staticmethod
+    def from_mask(
+        denoiser: str,
+        sites: Sequence[str],
+        mask: NDArray[np.bool_],
+        noise: Sequence[float] | None = None,
+        method: str = "manual",
+        settings: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """A plan of computing (True) and reusing (False).
+
+        Args:
+            denoiser: class name of the denoiser.
+            sites: names of the sites.
+            mask: bool array (steps, sites).
+            noise: noise level per step; evenly spaced from 1 if not given.
+            method, settings: see `Plan`.
+
+        Raises:
+            FestinaError: the mask is not (steps, sites).
+        """
+        if mask.ndim != 2 or mask.shape[1] != len(sites):
+            raise FestinaError(f"a mask of shape {mask.shape} for {len(sites)} sites; wanted (steps, {len(sites)}).")
+        levels = even_noise(len(mask)) if noise is None else noise
+        rows = ("".join(COMPUTE if bit else REUSE for bit in row) for row in mask)
+        steps = tuple(Step(float(level), row) for level, row in zip(levels, rows, strict=True))
+        return Plan(denoiser, tuple(sites), steps, method, dict(settings or {}))
+
+    @staticmethod
+    def computing_all(denoiser: str, sites: Sequence[str], steps: int) -> Plan:
+        """The plan that changes nothing: every site computes in each of `steps` steps."""
+        return Plan.from_mask(denoiser, sites, np.ones((steps, len(sites)), dtype=bool), method="uncached")
+
+    def table(self) -> NDArray[np.str_]:
+        """The schedule: actions as a (steps, sites) array of single characters."""
+        return np.array([list(step.actions) for step in self.steps])
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Which site computes in which step, bool (steps, sites)."""
+        computes: NDArray[np.bool_] = self.table() == COMPUTE
+        return computes
+
+    def computed_steps(self, site: str | None = None) -> tuple[int, ...]:
+        """The steps in which `site` computes; without a site, those in which any site does.
+
+        Raises:
+            FestinaError: the plan has no such site.
+        """
+        mask = self.mask()
+        if site is None:
+            return tuple(int(step) for step in np.flatnonzero(mask.any(axis=1)))
+        if site not in self.sites:
+            raise FestinaError(f"this plan has no site {site!r}; its sites are {_some(self.sites)}.")
+        return tuple(int(step) for step in np.flatnonzero(mask[:, self.sites.index(site)]))
+
+    def canonical(self) -> Plan:
+        """The same run in its one normal form.
+
+        The first step computes everything. A site inside a site that does not compute has no action of its own and is
+        written `R`. A forecast of order k needs k + 1 computed values; with fewer it falls to what they allow, and
+        order 0 is `R`. Two plans with the same canonical form run identically.
+        """
+        parents = _parents(self.sites)
+        computed = [0] * len(self.sites)
+        rows = []
+        for index, step in enumerate(self.steps):
+            row = [COMPUTE] * len(self.sites) if index == 0 else list(step.actions)
+            for site in _outermost_first(parents):
+                action = row[site]
+                if any(row[parent] != COMPUTE for parent in parents[site]):
+                    action = REUSE
+                elif action in FORECASTS:
+                    order = min(int(action), computed[site] - 1)
+                    action = str(order) if order > 0 else REUSE
+                row[site] = action
+                computed[site] += action == COMPUTE
+            rows.append(replace(step, actions="".join(row)))
+        return replace(self, steps=tuple(rows))
+
+    def key(self) -> str:
+        """SHA-256 (hex) of what the plan does: denoiser, sites and canonical actions. Provenance does not enter."""
+        what = [self.denoiser, *self.sites, *(step.actions for step in self.canonical().steps)]
+        return hashlib.sha256("\n".join(what).encode()).hexdigest()
+
+    def resample(self, steps: int) -> Plan:
+        """The plan for another number of steps: each new step takes the record nearest in noise level.
+
+        New steps are spread over the same range of noise, spaced like the old ones. Ties go to the noisier record.
+
+        Raises:
+            FestinaError: `steps` is less than 1.
+        """
+        if steps < 1:
+            raise FestinaError(f"cannot resample a plan to {steps} steps; wanted at least 1.")
+        if steps == len(self.steps):
+            return self
+        old = np.array([step.noise for step in self.steps])
+        # The grid with one more point, the clean end, so that evenly spaced levels stay evenly spaced.
+        ends = np.append(old, 2 * old[-1] - old[-2] if len(old) > 1 else 0.0)
+        places = np.arange(steps) * (len(old) / steps)
+        levels = np.clip(np.interp(places, np.arange(len(ends)), ends), 0.0, 1.0)
+        nearest = [int(np.argmin(np.abs(old - level))) for level in levels]
+        records = tuple(Step(float(level), self.steps[n].actions) for level, n in zip(levels, nearest, strict=True))
+        settings = {**self.settings, "resampled_from_steps": len(self.steps)}
+        return replace(self, steps=records, settings=settings, measured=())
+
+    def to_json(self) -> str:
+        """The plan file's text; equal plans give equal text."""
+        record = {
+            "festina_plan": SCHEMA,
+            "denoiser": self.denoiser,
+            "sampler": self.sampler,
+            "method": self.method,
+            "settings": self.settings,
+            "measured": [vars(figure) for figure in self.measured],
+            "sites": list(self.sites),
+            "steps": [vars(step) for step in self.steps],
+        }
+        return "\n".join(_pretty(record)) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan file's text, strictly.
+
+        Raises:
+            FestinaError: not JSON, another schema version, a key too many or too few, or a value of the wrong kind.
+        """
+        try:
+            record = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise FestinaError(f"not a plan file: {_brief(error)}") from None
+        return _read_plan(record)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan file, whole or not at all.
+
+        Raises:
+            FestinaError: the folder does not exist or cannot be written.
+        """
+        write_whole(Path(path), self.to_json())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            FestinaError: the file cannot be read or is not a valid plan.
+        """
+        where = Path(path)
+        try:
+            if where.stat().st_size > MAX_BYTES:
+                raise FestinaError(f"{where}: larger than a plan can be ({MAX_BYTES} bytes).")
+            text = where.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FestinaError(f"cannot read the plan {where}: {_brief(error)}") from None
+        try:
+            return Plan.from_json(text)
+        except FestinaError as error:
+            raise FestinaError(f"{where}: {error}") from None
+
+
+def even_noise(steps: int) -> list[float]:
+    """`steps` noise levels evenly spaced from 1 towards 0 (which is left out)."""
+    return [(steps - step) / steps for step in range(steps)]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old text or the new, never a part.
+
+    Raises:
+        FestinaError: the folder is missing or not writable, or the disk is full.
+    """
+    scratch = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as stream:
+            scratch = stream.name
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(scratch, 0o666 & ~umask)
+        os.replace(scratch, path)
+    except OSError as error:
+        if scratch is not None:
+            Path(scratch).unlink(missing_ok=True)
+        raise FestinaError(f"cannot write {path}: {_brief(error)}") from None
+
+
+def _parents(sites: Sequence[str]) -> list[list[int]]:
+    """For each site the indices of the sites that contain it, read off the dotted names."""
+    index = {site.partition(":")[0]: number for number, site in enumerate(sites)}
+    found = []
+    for site in sites:
+        parts = site.partition(":")[0].split(".")
+        prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
+        found.append([index[prefix] for prefix in prefixes if prefix in index])
+    return found
+
+
+def _outermost_first(parents: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(parents)), key=lambda site: len(parents[site]))
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return record
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _pretty(record: Mapping[str, Any]) -> Iterator[str]:
+    """One line per key, and one per item of a list, so that a plan reads as a table and diffs by step."""
+    yield "{"
+    for number, (name, value) in enumerate(record.items()):
+        comma = "," if number < len(record) - 1 else ""
+        if isinstance(value, list) and value:
+            yield f'  "{name}": ['
+            items = [json.dumps(item, ensure_ascii=False) for item in value]
+            yield from (f"    {item}," for item in items[:-1])
+            yield f"    {items[-1]}"
+            yield f"  ]{comma}"
+        else:
+            yield f'  "{name}": {json.dumps(value, ensure_ascii=False)}{comma}'
+    yield "}"
+
+
+def _read_plan(record: Any) -> Plan:
+    _want(isinstance(record, dict), "a plan file holds one JSON object")
+    version = record.get("festina_plan")
+    _want("festina_plan" in record, "no 'festina_plan' key: this is not a plan file (see `festina plan convert`)")
+    _want(type(version) is int and version == SCHEMA, f"plan schema {version!r}; this Festina reads schema {SCHEMA}")
+    wanted = {"festina_plan", "denoiser", "sampler", "method", "settings", "measured", "sites", "steps"}
+    _keys(record, wanted, "the plan")
+    for name in ("denoiser", "method"):
+        _name(record[name], name)
+    _want(isinstance(record["sampler"], str) and len(record["sampler"]) <= MAX_NAME, "'sampler' is a short text")
+    _want(isinstance(record["settings"], dict), "'settings' is an object")
+    sites, steps, measured = record["sites"], record["steps"], record["measured"]
+    _want(isinstance(sites, list) and 0 < len(sites) <= MAX_SITES, f"'sites' is a list of 1 to {MAX_SITES} names")
+    _want(isinstance(steps, list) and 0 < len(steps) <= MAX_STEPS, f"'steps' is a list of 1 to {MAX_STEPS} records")
+    _want(isinstance(measured, list), "'measured' is a list")
+    for site in sites:
+        _name(site, "a site")
+    return Plan(
+        denoiser=record["denoiser"],
+        sites=tuple(sites),
+        steps=tuple(_read_step(number, step) for number, step in enumerate(steps)),
+        method=record["method"],
+        settings=record["settings"],
+        sampler=record["sampler"],
+        measured=tuple(_read_measurement(figure) for figure in measured),
+    )
+
+
+def _read_step(number: int, record: Any) -> Step:
+    _want(isinstance(record, dict), f"step {number} is an object")
+    _keys(record, {"noise", "actions"}, f"step {number}")
+    _want(_is_number(record["noise"]), f"'noise' of step {number} is a number")
+    _want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
+    return Step(float(record["noise"]), record["actions"])
+
+
+def _read_measurement(record: Any) -> Measurement:
+    _want(isinstance(record, dict), "a measurement is an object")
+    _keys(record, {"name", "value", "unit", "conditions"}, "a measurement")
+    _want(_is_number(record["value"]), "'value' of a measurement is a number")
+    _want(
+        all(isinstance(record[key], str) for key in ("name", "unit", "conditions")), "a measurement's words are texts"
+    )
+    return Measurement(record["name"], float(record["value"]), record["unit"], record["conditions"])
+
+
+def _is_number(value: Any) -> bool:
+    # Bounded: an integer of a thousand digits is valid JSON and no valid float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _keys(record: Mapping[str, Any], wanted: set[str], where: str) -> None:
+    missing, unknown = wanted - set(record), set(record) - wanted
+    _want(not missing, f"{where} lacks {sorted(missing)}")
+    _want(not unknown, f"{where} has unknown keys {sorted(unknown)[:5]}")
+
+
+def _name(value: Any, what: str) -> None:
+    _want(isinstance(value, str) and 0 < len(value) <= MAX_NAME, f"{what} is a text of 1 to {MAX_NAME} letters")
+
+
+def _want(holds: bool, message: str) -> None:
+    if not holds:
+        raise FestinaError(f"not a valid plan: {message}.")

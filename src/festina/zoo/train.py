@@ -1,0 +1,376 @@
+"""Trains the `scenes` pipeline and its judge, from nothing but the renderer, in one resumable command.
+
+Stages, each with its own checkpoint: `vae` (pictures to latents and back), `text` (an encoder whose every token knows
+the whole scene), `denoiser` (the transformer, v-prediction with exponential moving average, on latents of the trained
+VAE), `judge` (reads pictures). Killing the command loses at most a minute; running it again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import BatchEncoding, T5EncoderModel, T5Tokenizer
+
+from festina.metrics.judge import ABSENT, HEADS, Judge, scene_targets
+from festina.zoo.checkpoint import Stage, save_atomically
+from festina.zoo.components import (
+    CAPTION_TOKENS,
+    TEXT_WIDTH,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_transformer,
+    build_vae,
+)
+from festina.zoo.grammar import Scene, sample_scenes
+from festina.zoo.render import render
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides the outcome of a training run; kept beside the weights.
+
+    Attributes:
+        scenes: pictures rendered for training.
+        vae_steps, text_steps, denoiser_steps, judge_steps: optimiser steps of each stage.
+        vae_batch, text_batch, denoiser_batch, judge_batch: pictures or captions per step.
+        caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
+        learning_rate: peak rate of the denoiser stage (cosine to zero after a warm-up).
+        ema_decay: decay of the moving average of the denoiser's weights.
+        seed: fixes data, initial weights and noise.
+        compile: run the denoiser through `torch.compile` (needs a C++ compiler; about 1.5 times as fast on a CPU).
+    """
+
+    scenes: int = 40_000
+    vae_steps: int = 2_000
+    vae_batch: int = 32
+    text_steps: int = 1_200
+    text_batch: int = 128
+    denoiser_steps: int = 12_000
+    denoiser_batch: int = 64
+    judge_steps: int = 2_500
+    judge_batch: int = 64
+    caption_dropout: float = 0.1
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.999
+    seed: int = 0
+    compile: bool = False
+
+
+def _autocast(device: torch.device) -> AbstractContextManager[None]:
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _cosine(step: int, steps: int, warm_up: int) -> float:
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def load_pictures(settings: TrainSettings, folder: Path) -> tuple[list[Scene], Tensor]:
+    """The training scenes and their pictures, uint8 (scenes, 3, 64, 64); rendered once, then read from `folder`."""
+    scenes = sample_scenes(settings.scenes, settings.seed)
+    path = folder / "pictures.pt"
+    if path.exists():
+        pictures = torch.load(path, weights_only=True)
+        if len(pictures) == len(scenes):
+            return scenes, pictures
+    print(f"   render  {len(scenes)} pictures", flush=True)
+    parts = []
+    for start in range(0, len(scenes), 1000):
+        part = render(scenes[start : start + 1000], seed=settings.seed * 1_000_003 + start)
+        parts.append(part.mul(255).round().to(torch.uint8))
+    pictures = torch.cat(parts)
+    save_atomically(pictures, path)
+    return scenes, pictures
+
+
+def _batches(count: int, batch: int, seed: int, first: int, steps: int) -> Iterator[tuple[int, Tensor]]:
+    """(step, indices) pairs; step `n` draws the same indices however often the run was interrupted."""
+    for step in range(first, steps):
+        generator = torch.Generator().manual_seed(seed * 7_919 + step)
+        yield step, torch.randint(count, (batch,), generator=generator)
+
+
+def train_vae(settings: TrainSettings, pictures: Tensor, folder: Path, device: torch.device) -> AutoencoderKL:
+    """Autoencoder on rendered pictures: squared and absolute error plus a slight pull of latents towards N(0, 1)."""
+    torch.manual_seed(settings.seed)
+    stage, vae, first = Stage(folder, "vae"), build_vae().to(device, memory_format=torch.channels_last), 0
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.99))
+    if saved := stage.resume():
+        vae.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    for step, indices in _batches(len(pictures), settings.vae_batch, 1, first, settings.vae_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * _cosine(step, settings.vae_steps, 200)
+        images = pictures[indices].to(device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        with _autocast(device):
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        error = decoded.float() - images
+        loss = error.abs().mean() + 2 * error.square().mean() + 1e-5 * posterior.kl().float().mean() / 256
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % 100 == 0 or done == settings.vae_steps:
+            psnr = 10 * math.log10(4 / error.square().mean().item())
+            stage.report(done, settings.vae_steps, {"loss": loss.item(), "psnr": psnr})
+        if stage.due() or done == settings.vae_steps:
+            stage.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done})
+    return vae.eval()
+
+
+def _corrupt(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Damage a third of a batch: noise, blur, ghosting of another picture. Returns pictures and damage in [0, 1]."""
+    batch = len(images)
+    damage = torch.rand(batch, generator=generator) * (torch.rand(batch, generator=generator) < 0.33)
+    kind = torch.randint(3, (batch,), generator=generator)
+    strength = damage.view(-1, 1, 1, 1)
+    noisy = images + 0.5 * strength * torch.randn(images.shape, generator=generator)
+    blurred = images
+    for _ in range(3):
+        blurred = functional.avg_pool2d(functional.pad(blurred, (3, 3, 3, 3), mode="reflect"), 7, stride=1)
+    blurred = images + (blurred - images) * strength.sqrt()
+    ghosted = images + (images.roll(1, 0) - images) * 0.5 * strength
+    chosen = torch.stack([noisy, blurred, ghosted])[kind, torch.arange(batch)]
+    # Every picture gets a touch of noise, so that the slight grain of a decoder does not read as damage.
+    grain = 0.02 * torch.rand(batch, 1, 1, 1, generator=generator) * torch.randn(images.shape, generator=generator)
+    return (chosen + grain).clamp(0, 1), damage
+
+
+def judge_loss(read: dict[str, Tensor], targets: dict[str, Tensor], damage: Tensor) -> Tensor:
+    """Cross-entropy per head; the target of a damaged picture is mixed with the uniform distribution by its damage,
+    so that the judge's confidence, and with it the reward, falls with the picture's quality."""
+    total = torch.zeros((), device=damage.device)
+    for head in HEADS:
+        applies = targets[head] != ABSENT
+        logs = read[head].float().log_softmax(1)
+        hit = -logs.gather(1, targets[head].clamp(min=0)[:, None])[:, 0]
+        loss = (1 - damage) * hit + damage * -logs.mean(1)
+        total = total + (loss * applies).sum() / applies.sum().clamp(min=1)
+    return total
+
+
+def train_judge(settings: TrainSettings, folder: Path, device: torch.device) -> Judge:
+    """The judge on fresh renders of all combinations, held-out ones included (it is the measure, not the measured)."""
+    torch.manual_seed(settings.seed + 1)
+    stage, judge, first = Stage(folder, "judge"), Judge().to(device, memory_format=torch.channels_last), 0
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
+    if saved := stage.resume():
+        judge.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    half = settings.scenes // 4
+    scenes = sample_scenes(half, settings.seed + 11) + sample_scenes(half, settings.seed + 12, held_out=True)
+    if first < settings.judge_steps:
+        pictures = torch.cat([render(scenes[i : i + 1000], i + 5).mul(255).byte() for i in range(0, len(scenes), 1000)])
+    targets = scene_targets(scenes)
+    for step, indices in _batches(len(scenes), settings.judge_batch, 2, first, settings.judge_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * _cosine(step, settings.judge_steps, 200)
+        generator = torch.Generator().manual_seed(step)
+        images, damage = _corrupt(pictures[indices].float().div(255), generator)
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        with _autocast(device):
+            read = judge(images)
+        loss = judge_loss(read, {h: t[indices].to(device) for h, t in targets.items()}, damage.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % 100 == 0 or done == settings.judge_steps:
+            stage.report(done, settings.judge_steps, {"loss": loss.item()})
+        if stage.due() or done == settings.judge_steps:
+            stage.save({"model": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": done})
+    return judge.eval()
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, pictures: Tensor, folder: Path, device: torch.device) -> Tensor:
+    """Latents of all training pictures, float16 (scenes, 4, 16, 16), unscaled; computed once, then read from disk."""
+    path = folder / "latents.pt"
+    if path.exists():
+        latents = torch.load(path, weights_only=True)
+        if len(latents) == len(pictures):
+            return latents
+    parts = []
+    for start in range(0, len(pictures), 256):
+        images = pictures[start : start + 256].to(device).float().div(127.5).sub(1)
+        with _autocast(device):
+            parts.append(vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean.half().cpu())
+    latents = torch.cat(parts).contiguous()
+    save_atomically(latents, path)
+    return latents
+
+
+def train_text_encoder(
+    settings: TrainSettings, scenes: list[Scene], folder: Path, device: torch.device
+) -> T5EncoderModel:
+    """The text encoder, taught to write the whole scene, in the judge's terms, into every token of its caption.
+
+    A denoiser then finds what it needs at any token, so that the little training there is goes into drawing.
+    """
+    torch.manual_seed(settings.seed + 3)
+    stage, tokenizer, first = Stage(folder, "text"), build_tokenizer(), 0
+    encoder = build_text_encoder(len(tokenizer)).to(device)
+    readers = nn.ModuleDict({head: nn.Linear(TEXT_WIDTH, len(words)) for head, words in HEADS.items()}).to(device)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *readers.parameters()], lr=1.0, weight_decay=1e-2)
+    if saved := stage.resume():
+        encoder.load_state_dict(saved["model"])
+        readers.load_state_dict(saved["readers"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    text = tokenize(tokenizer, [scene.caption() for scene in scenes])
+    targets = scene_targets(scenes)
+    for step, indices in _batches(len(scenes), settings.text_batch, 4, first, settings.text_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * _cosine(step, settings.text_steps, 100)
+        mask = text.attention_mask[indices].to(device)
+        tokens = encoder(text.input_ids[indices].to(device), attention_mask=mask)[0][mask.bool()]
+        owner = mask.nonzero()[:, 0]
+        expanded = {head: target[indices].to(device)[owner] for head, target in targets.items()}
+        read = {head: reader(tokens) for head, reader in readers.items()}
+        loss = judge_loss(read, expanded, torch.zeros(len(tokens), device=device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % 100 == 0 or done == settings.text_steps:
+            stage.report(done, settings.text_steps, {"loss": loss.item()})
+        if stage.due() or done == settings.text_steps:
+            state = {"model": encoder.state_dict(), "readers": readers.state_dict()}
+            stage.save(state | {"optimizer": optimizer.state_dict(), "step": done})
+    return encoder.eval().requires_grad_(False)
+
+
+def tokenize(tokenizer: T5Tokenizer, captions: list[str]) -> BatchEncoding:
+    """Captions as `input_ids` and `attention_mask`, each (len(captions), CAPTION_TOKENS)."""
+    return tokenizer(captions, padding="max_length", max_length=CAPTION_TOKENS, return_tensors="pt")
+
+
+def train_denoiser(
+    settings: TrainSettings,
+    scenes: list[Scene],
+    latents: Tensor,
+    encoder: T5EncoderModel,
+    folder: Path,
+    device: torch.device,
+) -> PixArtTransformer2DModel:
+    """The transformer on noisy latents, predicting v (Salimans and Ho, arXiv 2202.00512, section 4)."""
+    torch.manual_seed(settings.seed + 2)
+    stage, model, average, first = Stage(folder, "denoiser"), build_transformer(), build_transformer(), 0
+    # The backward pass of the fused attention is several times slower than plain products on a CPU.
+    model.set_attn_processor(AttnProcessor())
+    model, average = model.to(device), average.to(device)
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=1e-2, betas=(0.9, 0.99))
+    if saved := stage.resume():
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    run = torch.compile(model) if settings.compile else model
+    text = tokenize(build_tokenizer(), [scene.caption() for scene in scenes] + [""])
+    scheduler, scaling = build_scheduler(), 1 / latents[:4096].float().std().item()
+    signal, noise_level = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
+    running, began = 0.0, time.monotonic()
+    for step, indices in _batches(len(scenes), settings.denoiser_batch, 3, first, settings.denoiser_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _cosine(step, settings.denoiser_steps, 500)
+        generator = torch.Generator().manual_seed(step)
+        clean = latents[indices].float() * scaling
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(1000, (len(indices),), generator=generator)
+        dropped = torch.rand(len(indices), generator=generator) < settings.caption_dropout
+        rows = torch.where(dropped, len(scenes), indices)
+        a, s = signal[timesteps].view(-1, 1, 1, 1), noise_level[timesteps].view(-1, 1, 1, 1)
+        tokens, mask = text.input_ids[rows].to(device), text.attention_mask[rows].to(device)
+        with _autocast(device):
+            words = encoder(tokens, attention_mask=mask)[0]
+            noisy = (a * clean + s * noise).to(device)
+            predicted = run(noisy, words, timesteps.to(device), encoder_attention_mask=mask, return_dict=False)[0]
+        loss = functional.mse_loss(predicted.float(), (a * noise - s * clean).to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        done = step + 1
+        decay = min(settings.ema_decay, done / (done + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        running = loss.item() if running == 0.0 else 0.98 * running + 0.02 * loss.item()
+        if done % 100 == 0 or done == settings.denoiser_steps:
+            rate = (done - first) / (time.monotonic() - began)
+            stage.report(done, settings.denoiser_steps, {"loss": running, "steps_per_second": rate})
+        if stage.due() or done == settings.denoiser_steps:
+            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            stage.save(state | {"step": done})
+    return average.eval()
+
+
+def _rounded(module: nn.Module) -> dict[str, Tensor]:
+    state = module.state_dict()
+    return {name: value.half().contiguous() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def save_judge(judge: Judge, folder: Path) -> None:
+    """Write `config.json` and `judge.safetensors` (half precision)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(judge.config, indent=2) + "\n")
+    save_file(_rounded(judge), folder / "judge.safetensors")
+
+
+def save_pipeline(
+    vae: AutoencoderKL, encoder: T5EncoderModel, transformer: PixArtTransformer2DModel, scaling: float, folder: Path
+) -> None:
+    """Write the whole pipeline in diffusers' folder format, weights in half precision."""
+    vae.register_to_config(scaling_factor=scaling)
+    pipe = PixArtAlphaPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=encoder.half(),
+        vae=vae.to(memory_format=torch.contiguous_format).half(),
+        transformer=transformer.half(),
+        scheduler=build_scheduler(),
+    )
+    pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def train_scenes(settings: TrainSettings, work: Path, out: Path, device: torch.device) -> None:
+    """Run (or resume) all stages.
+
+    Args:
+        settings: see `TrainSettings`.
+        work: folder of checkpoints, logs and rendered data; needed to resume.
+        out: folder that receives `pipeline/`, `judge/`, `settings.json` and the logs.
+        device: where to train.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    scenes, pictures = load_pictures(settings, work)
+    vae = train_vae(settings, pictures, work, device)
+    encoder = train_text_encoder(settings, scenes, work, device)
+    save_judge(train_judge(settings, work, device).cpu(), out / "judge")
+    latents = encode_latents(vae, pictures, work, device)
+    del pictures
+    transformer = train_denoiser(settings, scenes, latents, encoder, work, device)
+    scaling = 1 / latents[:4096].float().std().item()
+    save_pipeline(vae.cpu(), encoder.cpu(), transformer.cpu(), scaling, out / "pipeline")
+    (out / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    for stage in ("vae", "text", "denoiser", "judge"):
+        (out / f"{stage}.log.jsonl").write_text((work / f"{stage}.log.jsonl").read_text())
