@@ -38,10 +38,17 @@ class Component:
 
 @dataclass(frozen=True)
 class Stack:
-    """A list of equal blocks: the path of its ModuleList and the components of each block, in execution order."""
+    """A list of equal blocks.
+
+    Attributes:
+        path: path of its ModuleList.
+        components: the components of each block, in execution order.
+        streams: names of the block's arguments that it changes, in the order in which it returns them.
+    """
 
     path: str
     components: tuple[Component, ...]
+    streams: tuple[str, ...] = ("hidden_states",)
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,15 @@ class Row:
         fixed: path prefix of every module with weights outside the components, and the stream of tokens that flows
             through it ("image", "text", "joint" or "vector": one per picture). A prefix may have `*` for a number.
         batched_guidance: whether its stock pipeline stacks conditional and unconditional half into one batch.
+        again: path prefix of every module of `fixed` that runs a second time in each call, outside the blocks, with the
+            stream of tokens it sees then.
     """
 
     denoiser: str
     stacks: tuple[Stack, ...]
     fixed: tuple[tuple[str, str], ...]
     batched_guidance: bool
+    again: tuple[tuple[str, str], ...] = ()
 
 
 _PIXART_BLOCK = (
@@ -80,6 +90,8 @@ _FLUX_SINGLE_BLOCK = (
     Component("proj_out", tokens="joint"),
 )
 
+_FLUX_STREAMS = ("encoder_hidden_states", "hidden_states")
+
 _ROWS: dict[str, Row] = {}
 
 
@@ -94,6 +106,8 @@ register(
         (Stack("transformer_blocks", _PIXART_BLOCK),),
         (("pos_embed", "image"), ("adaln_single", "vector"), ("caption_projection", "text"), ("proj_out", "image")),
         batched_guidance=True,
+        # Height and width of the picture are two numbers, each embedded by itself.
+        again=(("adaln_single.emb.resolution_embedder", "vector"),),
     )
 )
 register(
@@ -107,12 +121,17 @@ register(
             ("proj_out_2", "image"),
         ),
         batched_guidance=True,
+        # The embedding of time and class of the first block also conditions the last projection.
+        again=(("transformer_blocks.0.norm1.emb", "vector"),),
     )
 )
 register(
     Row(
         "FluxTransformer2DModel",
-        (Stack("transformer_blocks", _FLUX_DOUBLE_BLOCK), Stack("single_transformer_blocks", _FLUX_SINGLE_BLOCK)),
+        (
+            Stack("transformer_blocks", _FLUX_DOUBLE_BLOCK, _FLUX_STREAMS),
+            Stack("single_transformer_blocks", _FLUX_SINGLE_BLOCK, _FLUX_STREAMS),
+        ),
         (
             ("x_embedder", "image"),
             ("context_embedder", "text"),
@@ -138,6 +157,7 @@ class Site:
         stack: path of the stack the site belongs to.
         block: index of its block in the stack.
         component: what the block's row says of it; None for a whole block.
+        streams: see `Stack`; what a whole block changes.
     """
 
     name: str
@@ -145,6 +165,7 @@ class Site:
     stack: str
     block: int
     component: Component | None
+    streams: tuple[str, ...]
 
     @property
     def group(self) -> str:
@@ -187,7 +208,7 @@ def component_sites(denoiser: nn.Module) -> tuple[Site, ...]:
             for component in stack.components:
                 path = f"{stack.path}.{block}.{component.name}"
                 _module(denoiser, path)
-                found.append(Site(path, path, stack.path, block, component))
+                found.append(Site(path, path, stack.path, block, component, stack.streams))
     return tuple(found)
 
 
@@ -197,7 +218,7 @@ def block_sites(denoiser: nn.Module) -> tuple[Site, ...]:
     for stack in row_of(denoiser).stacks:
         for block in range(_length(denoiser, stack.path)):
             path = f"{stack.path}.{block}"
-            found.append(Site(path + RESIDUAL, path, stack.path, block, None))
+            found.append(Site(path + RESIDUAL, path, stack.path, block, None, stack.streams))
     return tuple(found)
 
 

@@ -350,6 +350,9 @@ def save_pipeline(
         scheduler=build_scheduler(),
     )
     pipe.save_pretrained(folder, safe_serialization=True)
+    # Without this, transformers would load the encoder in half precision and diffusers the rest in single.
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def train_scenes(settings: TrainSettings, work: Path, out: Path, device: torch.device) -> None:
