@@ -12,7 +12,7 @@ from tiny import PROMPT, flux_pipeline, generate, pixart_pipeline, pixart_transf
 
 import festina
 from festina import FestinaError, Plan
-from festina.cost import held_bytes
+from festina.cost import Shape, held_bytes, mac_table, plan_macs
 from festina.executor.run import call_shape
 from festina.sites import block_sites, component_sites, find_denoiser, site_module
 
@@ -179,11 +179,9 @@ def test_remove_gives_back_the_same_objects(pipe):
     generate(pipe)
     festina.remove(pipe)
     after = snapshot(pipe)
-    # The scheduler's own state (its step index, its last outputs) moved on, as it does in every run.
-    scheduler = -2
-    assert after[:scheduler] == before[:scheduler]
-    assert set(after[scheduler]) == set(before[scheduler])
-    assert after[-1] == before[-1]
+    # The state of scheduler and pipeline (step index, last outputs, last arguments) moved on, as in every run.
+    assert after[:-2] == before[:-2]
+    assert [set(owner) for owner in after[-2:]] == [set(owner) for owner in before[-2:]]
     assert len(run.store) == 0
 
 
@@ -342,7 +340,11 @@ def test_residual_sites(pipe):
         handle = block.register_forward_hook(note, with_kwargs=True)
         generate(pipe)
         handle.remove()
-    assert run.report().served[sites[1].name] == 1
+    report = run.report()
+    assert report.served[sites[1].name] == 1
+    ((shape, calls),) = report.shapes.items()
+    assert report.macs == plan_macs(plan, mac_table(denoiser, shape)).total
+    assert calls == STEPS
     # in step 2 the block added what it had added in step 1
     for old, new in zip(seen[1], seen[2], strict=True):
         torch.testing.assert_close(old, new, atol=1e-5, rtol=1e-4)
@@ -476,7 +478,10 @@ def test_a_bare_denoiser_has_an_explicit_clock():
             run.next_step()
         report = run.report()
     assert sum(report.computed.values()) == int(plan.mask().sum())
-    assert report.macs < report.macs_uncached
+    table = mac_table(model, Shape(2, 16, 5))
+    assert report.shapes == {Shape(2, 16, 5): STEPS}
+    assert report.macs == plan_macs(plan, table).total
+    assert report.macs_uncached == plan_macs(all_compute(model), table).total
     assert report.peak_bytes == held_bytes(
         plan, model, call_shape(model, inputs["hidden_states"], inputs["encoder_hidden_states"]), 4
     )

@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from festina.errors import FestinaError
+from festina.strict import brief, is_number, is_unicode, plain, read_json
+from festina.strict import write_whole as write_whole
 
 SCHEMA = 1
 """Version of the plan file this code reads and writes."""
@@ -71,6 +72,11 @@ class Measurement:
     unit: str
     conditions: str
 
+    def __post_init__(self) -> None:
+        words = (self.name, self.unit, self.conditions)
+        _want(all(isinstance(word, str) for word in words), "the words of a measurement are texts")
+        _want(is_number(self.value), f"the measured {self.name!r} is no finite number")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -86,7 +92,9 @@ class Plan:
         measured: figures measured with this plan.
 
     Raises:
-        FestinaError: on construction, if the records do not fit the sites or the noise levels do not fall.
+        FestinaError: on construction, if the records do not fit the sites, the noise levels do not fall, or something
+            could not be written to a plan file and read back (a name that is empty, too long or not Unicode, a
+            setting that is not JSON). What can be constructed can be saved and loaded.
     """
 
     denoiser: str
@@ -98,10 +106,16 @@ class Plan:
     measured: tuple[Measurement, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.steps or not self.sites:
-            raise FestinaError("a plan needs at least one step and one site.")
-        if len(set(self.sites)) != len(self.sites):
-            raise FestinaError("a plan names each site once; found a name twice.")
+        _want(0 < len(self.sites) <= MAX_SITES, f"{len(self.sites)} sites; a plan has 1 to {MAX_SITES}")
+        _want(0 < len(self.steps) <= MAX_STEPS, f"{len(self.steps)} steps; a plan has 1 to {MAX_STEPS}")
+        _name(self.denoiser, "'denoiser'")
+        _name(self.method, "'method'")
+        short = isinstance(self.sampler, str) and len(self.sampler) <= MAX_NAME
+        _want(short, f"'sampler' is a text of at most {MAX_NAME} letters")
+        for site in self.sites:
+            _name(site, "a site")
+        object.__setattr__(self, "settings", plain(self.settings))
+        _want(len(set(self.sites)) == len(self.sites), "a plan names each site once; found a name twice")
         last = math.inf
         for index, step in enumerate(self.steps):
             if len(step.actions) != len(self.sites):
@@ -117,6 +131,9 @@ class Plan:
                     f"step {index} lies at noise {step.noise}; wanted shares in [0, 1] that fall from step to step."
                 )
             last = step.noise
+        texts = [self.denoiser, self.method, self.sampler, *self.sites, json.dumps(self.settings, ensure_ascii=False)]
+        texts += [text for figure in self.measured for text in (figure.name, figure.unit, figure.conditions)]
+        _want(is_unicode(texts), "a text in it has letters that are not Unicode (lone surrogates)")
 
     @staticmethod
     def from_mask(
@@ -180,7 +197,7 @@ class Plan:
         written `R`. A forecast of order k needs k + 1 computed values; with fewer it falls to what they allow, and
         order 0 is `R`. Two plans with the same canonical form run identically.
         """
-        parents = _parents(self.sites)
+        parents = enclosing_sites(self.sites)
         computed = [0] * len(self.sites)
         rows = []
         for index, step in enumerate(self.steps):
@@ -208,19 +225,14 @@ class Plan:
         New steps are spread over the same range of noise, spaced like the old ones. Ties go to the noisier record.
 
         Raises:
-            FestinaError: `steps` is less than 1.
+            FestinaError: `steps` is less than 1 or more than a plan can have.
         """
-        if steps < 1:
-            raise FestinaError(f"cannot resample a plan to {steps} steps; wanted at least 1.")
+        if not 1 <= steps <= MAX_STEPS:
+            raise FestinaError(f"cannot resample a plan to {steps} steps; wanted 1 to {MAX_STEPS}.")
         if steps == len(self.steps):
             return self
         old = np.array([step.noise for step in self.steps])
-        # The grid with one more point, the clean end, so that evenly spaced levels stay evenly spaced.
-        ends = np.append(old, 2 * old[-1] - old[-2] if len(old) > 1 else 0.0)
-        places = np.arange(steps) * (len(old) / steps)
-        levels = np.clip(np.interp(places, np.arange(len(ends)), ends), 0.0, 1.0)
-        nearest = [int(np.argmin(np.abs(old - level))) for level in levels]
-        records = tuple(Step(float(level), self.steps[n].actions) for level, n in zip(levels, nearest, strict=True))
+        records = tuple(Step(level, self.steps[_nearest(old, level)].actions) for level in _respaced(old, steps))
         settings = {**self.settings, "resampled_from_steps": len(self.steps)}
         return replace(self, steps=records, settings=settings, measured=())
 
@@ -232,9 +244,9 @@ class Plan:
             "sampler": self.sampler,
             "method": self.method,
             "settings": self.settings,
-            "measured": [vars(figure) for figure in self.measured],
+            "measured": [{**vars(figure), "value": float(figure.value)} for figure in self.measured],
             "sites": list(self.sites),
-            "steps": [vars(step) for step in self.steps],
+            "steps": [{"noise": float(step.noise), "actions": step.actions} for step in self.steps],
         }
         return "\n".join(_pretty(record)) + "\n"
 
@@ -245,19 +257,18 @@ class Plan:
         Raises:
             FestinaError: not JSON, another schema version, a key too many or too few, or a value of the wrong kind.
         """
-        try:
-            record = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise FestinaError(f"not a plan file: {_brief(error)}") from None
-        return _read_plan(record)
+        return _read_plan(read_json(text, "a plan file"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan file, whole or not at all.
 
         Raises:
-            FestinaError: the folder does not exist or cannot be written.
+            FestinaError: the folder does not exist or cannot be written, or the plan is too large to be read back.
         """
-        write_whole(Path(path), self.to_json())
+        text = self.to_json()
+        if len(text.encode()) > MAX_BYTES:
+            raise FestinaError(f"cannot write {path}: larger than a plan can be ({MAX_BYTES} bytes).")
+        write_whole(Path(path), text)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -268,11 +279,13 @@ class Plan:
         """
         where = Path(path)
         try:
-            if where.stat().st_size > MAX_BYTES:
-                raise FestinaError(f"{where}: larger than a plan can be ({MAX_BYTES} bytes).")
-            text = where.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FestinaError(f"cannot read the plan {where}: {_brief(error)}") from None
+            with where.open("rb") as stream:
+                content = stream.read(MAX_BYTES + 1)
+            text = content.decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise FestinaError(f"cannot read the plan {where}: {brief(error)}") from None
+        if len(content) > MAX_BYTES:
+            raise FestinaError(f"{where}: larger than a plan can be ({MAX_BYTES} bytes).")
         try:
             return Plan.from_json(text)
         except FestinaError as error:
@@ -284,32 +297,7 @@ def even_noise(steps: int) -> list[float]:
     return [(steps - step) / steps for step in range(steps)]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old text or the new, never a part.
-
-    Raises:
-        FestinaError: the folder is missing or not writable, or the disk is full.
-    """
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as stream:
-            scratch = stream.name
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(scratch, 0o666 & ~umask)
-        os.replace(scratch, path)
-    except OSError as error:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
-        raise FestinaError(f"cannot write {path}: {_brief(error)}") from None
-
-
-def _parents(sites: Sequence[str]) -> list[list[int]]:
+def enclosing_sites(sites: Sequence[str]) -> list[list[int]]:
     """For each site the indices of the sites that contain it, read off the dotted names."""
     index = {site.partition(":")[0]: number for number, site in enumerate(sites)}
     found = []
@@ -324,24 +312,23 @@ def _outermost_first(parents: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(parents)), key=lambda site: len(parents[site]))
 
 
+def _respaced(old: NDArray[np.float64], steps: int) -> list[float]:
+    """`steps` noise levels over the range of the old ones, spaced like them."""
+    # The grid with one more point, the clean end, so that evenly spaced levels stay evenly spaced; it may be there.
+    end = [] if old[-1] == 0 else [max(0.0, 2 * old[-1] - old[-2]) if len(old) > 1 else 0.0]
+    places = np.arange(steps) * (len(old) / steps if end else (len(old) - 1) / max(1, steps - 1))
+    return [float(level) for level in np.interp(places, np.arange(len(old) + len(end)), [*old, *end])]
+
+
+def _nearest(old: NDArray[np.float64], level: float) -> int:
+    """Index of the nearest old level; of two as near, the noisier one, however their difference was rounded."""
+    distance = np.abs(old - level)
+    return int(np.argmax(distance <= distance.min() + 1e-9))
+
+
 def _some(names: Sequence[str], most: int = 4) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return record
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
 
 
 def _pretty(record: Mapping[str, Any]) -> Iterator[str]:
@@ -364,19 +351,14 @@ def _read_plan(record: Any) -> Plan:
     _want(isinstance(record, dict), "a plan file holds one JSON object")
     version = record.get("festina_plan")
     _want("festina_plan" in record, "no 'festina_plan' key: this is not a plan file (see `festina plan convert`)")
-    _want(type(version) is int and version == SCHEMA, f"plan schema {version!r}; this Festina reads schema {SCHEMA}")
+    found = f"plan schema {version!r:.40}"
+    _want(type(version) is int and version == SCHEMA, f"{found}; this Festina reads schema {SCHEMA}")
     wanted = {"festina_plan", "denoiser", "sampler", "method", "settings", "measured", "sites", "steps"}
     _keys(record, wanted, "the plan")
-    for name in ("denoiser", "method"):
-        _name(record[name], name)
-    _want(isinstance(record["sampler"], str) and len(record["sampler"]) <= MAX_NAME, "'sampler' is a short text")
     _want(isinstance(record["settings"], dict), "'settings' is an object")
     sites, steps, measured = record["sites"], record["steps"], record["measured"]
-    _want(isinstance(sites, list) and 0 < len(sites) <= MAX_SITES, f"'sites' is a list of 1 to {MAX_SITES} names")
-    _want(isinstance(steps, list) and 0 < len(steps) <= MAX_STEPS, f"'steps' is a list of 1 to {MAX_STEPS} records")
-    _want(isinstance(measured, list), "'measured' is a list")
-    for site in sites:
-        _name(site, "a site")
+    for name, items in (("sites", sites), ("steps", steps), ("measured", measured)):
+        _want(isinstance(items, list), f"{name!r} is a list")
     return Plan(
         denoiser=record["denoiser"],
         sites=tuple(sites),
@@ -391,7 +373,7 @@ def _read_plan(record: Any) -> Plan:
 def _read_step(number: int, record: Any) -> Step:
     _want(isinstance(record, dict), f"step {number} is an object")
     _keys(record, {"noise", "actions"}, f"step {number}")
-    _want(_is_number(record["noise"]), f"'noise' of step {number} is a number")
+    _want(is_number(record["noise"]), f"'noise' of step {number} is a number")
     _want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
     return Step(float(record["noise"]), record["actions"])
 
@@ -399,16 +381,7 @@ def _read_step(number: int, record: Any) -> Step:
 def _read_measurement(record: Any) -> Measurement:
     _want(isinstance(record, dict), "a measurement is an object")
     _keys(record, {"name", "value", "unit", "conditions"}, "a measurement")
-    _want(_is_number(record["value"]), "'value' of a measurement is a number")
-    _want(
-        all(isinstance(record[key], str) for key in ("name", "unit", "conditions")), "a measurement's words are texts"
-    )
-    return Measurement(record["name"], float(record["value"]), record["unit"], record["conditions"])
-
-
-def _is_number(value: Any) -> bool:
-    # Bounded: an integer of a thousand digits is valid JSON and no valid float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return Measurement(record["name"], record["value"], record["unit"], record["conditions"])
 
 
 def _keys(record: Mapping[str, Any], wanted: set[str], where: str) -> None:

@@ -44,8 +44,9 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
                 module = site_module(denoiser, column.site)
                 patches.set(module, "forward", serving_forward(module, column, run.clock, run.store))
         patches.set(denoiser, "forward", _denoiser_forward(denoiser, run))
-        if hasattr(denoiser, "cache_context"):
-            patches.set(denoiser, "cache_context", _listening_context(denoiser.cache_context, run))
+        context: Any = getattr(denoiser, "cache_context", None)
+        if context is not None:
+            patches.set(denoiser, "cache_context", _listening_context(context, run))
         if scheduler is not None:
             patches.set(scheduler, "set_timesteps", _starting_run(scheduler, run))
             patches.set(scheduler, "step", _ending_step(scheduler.step, run))

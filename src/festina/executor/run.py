@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from festina.cost import Macs, Shape, mac_table
+from festina.cost import mac_table
 from festina.executor.clock import StepClock
 from festina.executor.serving import Column
 from festina.executor.store import Store
+from festina.layers import Shape
 from festina.plan import Plan
+from festina.sites import component_sites
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class RunReport:
         peak_bytes: most bytes the store held at once.
         macs: multiply-accumulates of the denoiser, attention products included.
         macs_uncached: what the same calls cost with everything computed.
+        shapes: how many calls had which batch and numbers of tokens.
     """
 
     steps: int
@@ -38,6 +41,7 @@ class RunReport:
     peak_bytes: int
     macs: int
     macs_uncached: int
+    shapes: Mapping[Shape, int]
 
 
 class Run:
@@ -114,12 +118,12 @@ class Run:
             if column.always_computes:
                 computed[column.site.name] = calls
         served = {column.site.name: column.served for column in self.columns}
-        uncached, saved = Macs(0, 0), 0
+        everything = [site.name for site in component_sites(self._denoiser)]
+        uncached = saved = 0
         for shape, count in self._priced.items():
             table = mac_table(self._denoiser, shape)
-            everything = sum(table.sites.values(), table.fixed)
-            uncached = uncached + everything * count
-            saved += sum(table.sites[name].total * served[name] for name in served) * count // max(calls, 1)
+            uncached += count * sum((table.sites[name] for name in everything), table.fixed).total
+            saved += sum(table.sites[name].total * served[name] for name in served) * count // calls
         return RunReport(
             self._steps_done,
             calls,
@@ -127,8 +131,9 @@ class Run:
             computed,
             served,
             self.store.peak_bytes,
-            uncached.total - saved,
-            uncached.total,
+            uncached - saved,
+            uncached,
+            dict(self._priced),
         )
 
     def summary(self) -> str:

@@ -88,7 +88,8 @@ class Judge(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Feature vectors (batch, features) of pictures (batch, 3, 64, 64) in [0, 1]."""
-        return self.embed(self.trunk(images * 2 - 1))
+        features: Tensor = self.embed(self.trunk(images * 2 - 1))
+        return features
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (batch, classes) per head."""

@@ -37,6 +37,7 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
     """
     # diffusers takes seconds to import; `festina plan show` should not wait for it.
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
 
     source = str(_WEIGHTS / model / "pipeline") if model in SHIPPED else os.fspath(model)
     folder = Path(source)
@@ -48,11 +49,16 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
             f"no such model: {source!r}. Give a local folder in diffusers' format, a Hub id (owner/name), or the name "
             f"of a shipped pipeline ({', '.join(SHIPPED)})."
         )
+    noisy = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise FestinaError(f"cannot load a pipeline from {source!r}: {reason}") from None
+    finally:
+        if noisy:
+            logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -169,7 +169,7 @@ def judge_loss(read: dict[str, Tensor], targets: dict[str, Tensor], damage: Tens
 def train_judge(settings: TrainSettings, folder: Path, device: torch.device) -> Judge:
     """The judge on fresh renders of all combinations, held-out ones included (it is the measure, not the measured)."""
     torch.manual_seed(settings.seed + 1)
-    stage, judge, first = Stage(folder, "judge"), Judge().to(device, memory_format=torch.channels_last), 0
+    stage, judge, first = Stage(folder, "judge"), Judge().to(device), 0
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     if saved := stage.resume():
         judge.load_state_dict(saved["model"])
@@ -185,9 +185,8 @@ def train_judge(settings: TrainSettings, folder: Path, device: torch.device) -> 
             group["lr"] = 2e-3 * _cosine(step, settings.judge_steps, 200)
         generator = torch.Generator().manual_seed(step)
         images, damage = _corrupt(pictures[indices].float().div(255), generator)
-        images = images.to(device).contiguous(memory_format=torch.channels_last)
         with _autocast(device):
-            read = judge(images)
+            read = judge(images.to(device))
         loss = judge_loss(read, {h: t[indices].to(device) for h, t in targets.items()}, damage.to(device))
         optimizer.zero_grad()
         loss.backward()
@@ -198,7 +197,8 @@ def train_judge(settings: TrainSettings, folder: Path, device: torch.device) -> 
             stage.report(done, settings.judge_steps, {"loss": loss.item()})
         if stage.due() or done == settings.judge_steps:
             stage.save({"model": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": done})
-    return judge.eval()
+    judge.eval()
+    return judge
 
 
 @torch.no_grad()
@@ -206,9 +206,9 @@ def encode_latents(vae: AutoencoderKL, pictures: Tensor, folder: Path, device: t
     """Latents of all training pictures, float16 (scenes, 4, 16, 16), unscaled; computed once, then read from disk."""
     path = folder / "latents.pt"
     if path.exists():
-        latents = torch.load(path, weights_only=True)
-        if len(latents) == len(pictures):
-            return latents
+        known: Tensor = torch.load(path, weights_only=True)
+        if len(known) == len(pictures):
+            return known
     parts = []
     for start in range(0, len(pictures), 256):
         images = pictures[start : start + 256].to(device).float().div(127.5).sub(1)

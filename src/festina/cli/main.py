@@ -1,0 +1,63 @@
+"""The `festina` command: its sub-commands put together, and every failure said in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+
+import typer
+
+from festina.cli import fronts, models, pictures, plans, searching
+from festina.errors import FestinaError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+app = typer.Typer(
+    name="festina",
+    help="Makes off-the-shelf diffusion pipelines faster without retraining them.\n\n"
+    "MODEL is a local folder in diffusers' format, a Hub id, or 'scenes', the small pipeline that ships.\n\n"
+    "Try: festina search scenes --out runs/first --population 12 --generations 4 --images 16",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("search")(searching.search_command)
+app.command("front")(fronts.front_command)
+app.command("generate")(pictures.generate_command)
+app.command("sites")(models.sites_command)
+app.add_typer(plans.app, name="plan")
+app.add_typer(models.zoo_app, name="zoo")
+
+
+def main() -> None:
+    """Entry point. Exit code 0 on success, 1 after a mistake, 2 for wrong usage, 130 after Ctrl-C."""
+    _quiet()
+    try:
+        code = app(standalone_mode=True)
+    except FestinaError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; what was done so far is kept, run the same command again to go on.", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR):
+            raise
+        _fail(f"{error.strerror}: {error.filename or 'output'}")
+    else:
+        sys.exit(code)
+
+
+def _fail(message: str, code: int = 1) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own progress bars and notices out of the command's output."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)

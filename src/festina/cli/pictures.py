@@ -1,0 +1,94 @@
+"""`festina generate`: pictures from prompts, by a plan or without one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from festina.errors import FestinaError
+from festina.plan import Plan
+from festina.strict import write_whole
+
+
+def generate_command(
+    model: Annotated[str, typer.Argument(help="Local folder, Hub id, or 'scenes'.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    plan: Annotated[
+        str | None, typer.Option(help="A plan file, or a plan that ships, such as scenes/fast. None: uncached.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
+    compare: Annotated[bool, typer.Option("--compare", help="Also generate without the plan, side by side.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the plan's, or 20.", min=1)] = None,
+    guidance: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 4.5,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Generate pictures, by a plan or without; --compare does both and says what the plan bought."""
+    from festina.executor import accelerate
+    from festina.report.comparison import generate, png
+    from festina.report.whole import write_whole_bytes
+    from festina.search.workload import Workload
+    from festina.zoo import call_arguments, load
+
+    if compare and plan is None:
+        raise FestinaError("--compare needs a --plan to compare with.")
+    chosen = None if plan is None else load_plan(plan)
+    if chosen is not None and steps is not None and steps != len(chosen.steps):
+        raise FestinaError(
+            f"the plan has {len(chosen.steps)} steps, --steps says {steps}; leave --steps out, or resample the plan "
+            f"with `festina plan convert {plan} --steps {steps} --out NEW`."
+        )
+    count = len(chosen.steps) if chosen else steps or 20
+    pipe = load(model, device)
+    unique = tuple(dict.fromkeys(prompts))
+    work = Workload(unique, tuple(range(seed, seed + len(unique))), count, guidance, 8, call_arguments(pipe))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FestinaError(f"cannot make the folder {out}: {error.strerror}.") from None
+    console = Console()
+    made: dict[str, Any] = {}
+    if chosen is None or compare:
+        made["uncached"] = _timed(console, "uncached", lambda: generate(pipe, work.pictures(), work))
+    if chosen is not None:
+        with accelerate(pipe, chosen) as run:
+            made["plan"] = _timed(console, "by the plan", lambda: generate(pipe, work.pictures(), work))
+            print(run.summary())
+    for kind, images in made.items():
+        for number, image in enumerate(images):
+            write_whole_bytes(out / f"{number:02d}-{kind}.png", png(image))
+    captions = "".join(f"{number:02d}\t{prompt}\n" for number, prompt in enumerate(unique))
+    write_whole(out / "prompts.txt", captions)
+    if compare:
+        import torch
+
+        sheet = torch.cat([torch.cat(list(made[kind]), dim=2) for kind in ("uncached", "plan")], dim=1)
+        write_whole_bytes(out / "side-by-side.png", png(sheet))
+        print(f"{out / 'side-by-side.png'}: uncached above, by the plan below")
+    print(f"wrote {sum(len(images) for images in made.values())} pictures to {out}")
+
+
+def load_plan(name: str) -> Plan:
+    """A plan file, or a plan that ships.
+
+    Raises:
+        FestinaError: there is neither.
+    """
+    from festina.zoo import SHIPPED, shipped_plan
+
+    if name.partition("/")[0] in SHIPPED and not Path(name).exists():
+        return shipped_plan(name)
+    return Plan.load(name)
+
+
+def _timed(console: Console, name: str, make: Any) -> Any:
+    with console.status(f"generating, {name}"):
+        began = time.perf_counter()
+        images = make()
+        seconds = time.perf_counter() - began
+    console.print(f"{name}: {len(images)} pictures in {seconds:.2f} s", highlight=False)
+    return images

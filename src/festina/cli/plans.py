@@ -1,0 +1,121 @@
+"""`festina plan show | check | convert`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from festina.errors import FestinaError
+from festina.plan import COMPUTE, FORECASTS, REUSE, SKIP, Plan
+from festina.strict import write_whole
+
+app = typer.Typer(help="Look at, check and convert plan files.", no_args_is_help=True)
+
+PlanFile = Annotated[Path, typer.Argument(help="A plan file, as `festina search` and `festina front --save` write it.")]
+
+_STYLES = {COMPUTE: "on dark_orange3", REUSE: "on grey23", SKIP: "on grey3"}
+_MARKS = {COMPUTE: "#", REUSE: ".", SKIP: " "}
+
+
+class Target(StrEnum):
+    """What `plan convert` writes."""
+
+    FESTINA = "festina"
+    ECAD = "ecad"
+    MASK = "mask"
+
+
+@app.command("show")
+def show(file: PlanFile) -> None:
+    """Show a plan: what made it, what was measured, and its schedule as a map of steps and sites."""
+    plan = Plan.load(file)
+    console = Console()
+    console.print(f"[bold]{plan.method}[/] for {plan.denoiser}: {len(plan.steps)} steps, {len(plan.sites)} sites")
+    for name, value in plan.settings.items():
+        console.print(f"  {name} = {value}", highlight=False, markup=False)
+    for figure in plan.measured:
+        console.print(
+            f"  {figure.name}: {figure.value:.4g} {figure.unit} ({figure.conditions})", highlight=False, markup=False
+        )
+    console.print(f"[dim]Canonical key {plan.key()[:16]}[/]")
+    canonical = plan.canonical()
+    colour = console.is_terminal
+    for index, step in enumerate(canonical.steps):
+        line = Text(f"{index:3d} {step.noise:5.3f} ")
+        for action in step.actions:
+            mark = action if action in FORECASTS else _MARKS[action]
+            line.append(mark, style=_STYLES.get(action, "on blue") if colour else "")
+        line.append(f" {step.actions.count(COMPUTE)}/{len(step.actions)}")
+        console.print(line, no_wrap=True, crop=False, soft_wrap=True)
+    console.print("One line per step, one mark per site: # compute, . reuse, 1-9 forecast, blank skip.")
+
+
+@app.command("check")
+def check(
+    file: PlanFile,
+    model: Annotated[str | None, typer.Option(help="Also check that the plan fits this model.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Also check that the plan has so many steps.", min=1)] = None,
+) -> None:
+    """Check that a file is a valid plan, and that it fits a model."""
+    plan = Plan.load(file)
+    if steps is not None and steps != len(plan.steps):
+        raise FestinaError(
+            f"{file} has {len(plan.steps)} steps, wanted {steps}; `festina plan convert --steps {steps}` resamples it."
+        )
+    if model is not None:
+        from festina.executor import accelerate
+        from festina.zoo import load
+
+        with accelerate(load(model), plan):
+            pass
+    fits = f", fits {model}" if model else ""
+    print(f"{file}: valid, {len(plan.steps)} steps, {len(plan.sites)} sites{fits}")
+
+
+@app.command("convert")
+def convert(
+    file: Annotated[Path, typer.Argument(help="A plan file or an ECAD schedule (recognised by its keys).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")],
+    to: Annotated[
+        Target, typer.Option(help="festina: a plan file; ecad: ECAD's schedule JSON; mask: one 0/1 per step.")
+    ] = Target.FESTINA,
+    steps: Annotated[int | None, typer.Option(help="Resample to this number of steps first.", min=1)] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            help="For a mask: a step counts as computing if at least this share of its sites does.", min=0, max=1
+        ),
+    ] = None,
+) -> None:
+    """Convert between plan files, ECAD's schedules and step masks, and resample to another number of steps."""
+    from festina import formats
+
+    plan = _load_any(file)
+    if share is not None and to is not Target.MASK:
+        raise FestinaError("--share only means something with --to mask.")
+    if steps is not None:
+        plan = plan.resample(steps)
+    if to is Target.FESTINA:
+        plan.save(out)
+    elif to is Target.ECAD:
+        write_whole(out, formats.to_ecad(plan))
+    else:
+        write_whole(out, f"{formats.to_step_mask(plan, share)}\n")
+    print(f"wrote {out}")
+
+
+def _load_any(file: Path) -> Plan:
+    from festina import formats
+
+    try:
+        return Plan.load(file)
+    except FestinaError:
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        if '"cache_schedule"' not in text:
+            raise
+    return formats.from_ecad(text)

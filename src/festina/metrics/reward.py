@@ -1,0 +1,116 @@
+"""Rewards: how well a picture shows its prompt, as one number per picture that a search maximises."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from festina.errors import FestinaError
+
+if TYPE_CHECKING:
+    from festina.metrics.judge import Judge
+
+
+class Reward(Protocol):
+    """Scores pictures against their prompts; higher is better.
+
+    Attributes:
+        name: short name, such as "judge" or "clip".
+        fingerprint: hash of all that decides the scores; evaluations with another fingerprint are not mixed.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (batch,) of pictures (batch, 3, height, width) in [0, 1], on whatever device they lie."""
+
+
+class JudgeReward:
+    """The judge of the `scenes` pictures as a reward; see `festina.metrics.judge.Judge.reward`."""
+
+    name = "judge"
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.fingerprint = weights_fingerprint(judge)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        device = next(self.judge.parameters()).device
+        return self.judge.reward(images.to(device), list(prompts))
+
+
+class ClipReward:
+    """CLIP score: cosine similarity of a picture's and its prompt's embedding (arXiv 2103.00020), in [-1, 1].
+
+    Pictures are scored with 8 bits a channel, as they would be saved. Prompts are cut to the length the model reads (77
+    tokens for OpenAI's models).
+
+    Args:
+        model: folder or Hub id of a CLIP model with its processor.
+        device: where it runs.
+
+    Raises:
+        FestinaError: there is no such model, or it cannot be loaded.
+    """
+
+    name = "clip"
+
+    def __init__(self, model: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        try:
+            self.model = CLIPModel.from_pretrained(model).to(device).eval()
+            self.processor = CLIPProcessor.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise FestinaError(
+                f"cannot load a CLIP model and its processor from {str(model)!r} "
+                f"({str(error).splitlines()[0][:200]}); give a folder that holds both, or a Hub id such as "
+                f"'openai/clip-vit-base-patch32' while online."
+            ) from None
+        resizing = self.processor.image_processor
+        described = f"{type(resizing).__name__} {resizing.to_json_string()}\n{weights_fingerprint(self.model)}"
+        self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if len(images) != len(prompts):
+            raise FestinaError(f"{len(images)} pictures but {len(prompts)} prompts; give one prompt per picture.")
+        inputs = self.processor(
+            text=list(prompts),
+            images=list((images.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        ).to(self.model.device)
+        found = self.model(**inputs)
+        scores: Tensor = nn.functional.cosine_similarity(found.image_embeds, found.text_embeds).float().cpu()
+        return scores
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 (hex) over name, type, shape and bytes of every tensor in a module's state.
+
+    It reads all weights once: about a second per gigabyte.
+
+    Raises:
+        FestinaError: a tensor has no data in memory (offloaded to the meta device).
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if tensor.is_meta:
+            raise FestinaError(
+                f"the weights {name!r} of {type(module).__name__} are not in memory; load the model without "
+                f"sequential offloading."
+            )
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,181 @@
+"""Measuring ways to run one model side by side: the same prompts, the same noise, interleaved timing."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from festina.executor import Run, accelerate
+from festina.metrics.distances import frechet_distance, psnr
+from festina.metrics.reward import Reward
+from festina.plan import Plan
+from festina.report.points import Kind, Point
+from festina.search.engine import Progress, silent
+from festina.search.front import confidence_interval
+from festina.search.workload import Workload
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the model.
+
+    Attributes:
+        name: shown on the page.
+        kind: what it is, see `Point`.
+        plan: the plan it runs; None for the untouched sampler.
+        steps: sampling steps.
+    """
+
+    name: str
+    kind: Kind
+    plan: Plan | None
+    steps: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What a Frechet distance is taken with: a picture's features, and the features of real pictures."""
+
+    features: Callable[[Tensor], Tensor]
+    reference: Tensor
+
+
+def compare(
+    pipe: Any,
+    variants: Sequence[Variant],
+    workload: Workload,
+    reward: Reward,
+    price: Callable[[Plan], int],
+    hold: Callable[[Plan], int],
+    uncached: Plan,
+    fidelity: Fidelity | None = None,
+    shown: int = 8,
+    rounds: int = 5,
+    progress: Progress = silent,
+) -> tuple[Point, ...]:
+    """Measure variants on one workload.
+
+    Args:
+        pipe: the pipeline, untouched.
+        variants: what to measure; exactly one of kind "uncached".
+        workload: prompts and noise, shared by all; its `steps` is replaced by each variant's.
+        reward: judges the pictures.
+        price: MACs of a plan per picture.
+        hold: bytes a plan holds per picture.
+        uncached: the plan that computes everything, for the price of fewer steps.
+        fidelity: for the Frechet distance; left out if None.
+        shown: how many pictures of each variant are kept.
+        rounds: timed rounds; in each, every variant makes one batch of pictures, one after another.
+        progress: told after every variant and round.
+
+    Returns:
+        one point per variant, in their order; seconds are medians over rounds, the ratio is the median of the ratios
+        within each round.
+    """
+    total = len(variants) + rounds
+    pictures: dict[str, Tensor] = {}
+    for number, variant in enumerate(variants, start=1):
+        pictures[variant.name] = _generate(pipe, variant, workload, workload.pictures())
+        progress(number, total, f"pictures: {variant.name}")
+    reference = next(variant for variant in variants if variant.kind == "uncached")
+    seconds = _interleaved(pipe, variants, workload, rounds, lambda n: progress(len(variants) + n, total, "timing"))
+    points = []
+    for variant in variants:
+        images, plan = pictures[variant.name], variant.plan
+        scores = _scores(reward, images, workload)
+        low, high = confidence_interval(scores, workload.images_per_prompt)
+        ratios = [first / own for first, own in zip(seconds[reference.name], seconds[variant.name], strict=True)]
+        priced = plan or Plan.computing_all(uncached.denoiser, uncached.sites, variant.steps)
+        points.append(
+            Point(
+                name=variant.name,
+                kind=variant.kind,
+                steps=variant.steps,
+                macs=price(priced),
+                seconds=median(seconds[variant.name]) / min(workload.batch, len(workload.pictures())),
+                seconds_ratio=median(ratios),
+                reward=math.fsum(scores) / len(scores),
+                reward_low=low,
+                reward_high=high,
+                frechet=None if fidelity is None else _frechet(fidelity, images),
+                psnr=_mean_psnr(images, pictures[reference.name]),
+                held_bytes=0 if plan is None else hold(plan),
+                plan=plan,
+                pictures=tuple(png(image) for image in images[:shown]),
+            )
+        )
+    return tuple(points)
+
+
+def png(image: Tensor) -> bytes:
+    """A picture (3, height, width) in [0, 1] as a PNG file."""
+    values = image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def generate(pipe: Any, pictures: Sequence[tuple[str, int]], workload: Workload) -> Tensor:
+    """Pictures (count, 3, height, width) in [0, 1] of (prompt, seed) pairs, in batches of the workload."""
+    parts = []
+    for start in range(0, len(pictures), workload.batch):
+        part = pictures[start : start + workload.batch]
+        made = pipe(
+            prompt=[prompt for prompt, _ in part],
+            generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+            num_inference_steps=workload.steps,
+            guidance_scale=workload.guidance_scale,
+            output_type="pt",
+            **workload.call,
+        )
+        parts.append(made.images.float().cpu())
+    return torch.cat(parts)
+
+
+def _generate(pipe: Any, variant: Variant, workload: Workload, pictures: Sequence[tuple[str, int]]) -> Tensor:
+    attached: AbstractContextManager[Run | None] = accelerate(pipe, variant.plan) if variant.plan else nullcontext()
+    with attached:
+        return generate(pipe, pictures, replace(workload, steps=variant.steps))
+
+
+def _interleaved(
+    pipe: Any, variants: Sequence[Variant], workload: Workload, rounds: int, told: Callable[[int], None]
+) -> dict[str, list[float]]:
+    """Seconds of one batch per variant and round. Within a round the variants run one after another, so that what
+    slows the machine for a while slows all of them."""
+    pictures = workload.pictures()[: workload.batch]
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for number in range(1, rounds + 1):
+        for variant in variants:
+            began = time.perf_counter()
+            _generate(pipe, variant, workload, pictures)
+            seconds[variant.name].append(time.perf_counter() - began)
+        told(number)
+    return seconds
+
+
+def _scores(reward: Reward, images: Tensor, workload: Workload) -> list[float]:
+    prompts = [prompt for prompt, _ in workload.pictures()]
+    scores: list[float] = []
+    for start in range(0, len(images), workload.batch):
+        part = slice(start, start + workload.batch)
+        scores += reward(images[part], prompts[part]).tolist()
+    return scores
+
+
+def _frechet(fidelity: Fidelity, images: Tensor) -> float:
+    return frechet_distance(fidelity.features(images), fidelity.reference)
+
+
+def _mean_psnr(images: Tensor, reference: Tensor) -> float:
+    return float(psnr(images, reference).mean())
