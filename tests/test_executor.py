@@ -11,7 +11,7 @@ from diffusers import FirstBlockCacheConfig, HeunDiscreteScheduler
 from tiny import PROMPT, flux_pipeline, generate, pixart_pipeline, pixart_transformer
 
 import festina
-from festina import FestinaError, Plan
+from festina import FestinaError, Plan, Step
 from festina.cost import Shape, held_bytes, mac_table, plan_macs
 from festina.executor.run import call_shape
 from festina.sites import block_sites, component_sites, find_denoiser, site_module
@@ -364,6 +364,28 @@ def test_a_skipped_block_is_the_identity(pixart):
         generate(pixart)
         handle.remove()
     assert seen == [False, True, True, True]
+
+
+def test_a_skip_between_two_reuses_does_not_lose_the_value(pixart):
+    sites = [s.name for s in block_sites(pixart.transformer)]
+    rows = ["CCC", "CRC", "CSC", "CRC"]
+    plan = Plan("PixArtTransformer2DModel", tuple(sites), tuple(Step(1 - i / 4, row) for i, row in enumerate(rows)))
+    with festina.accelerate(pixart, plan) as run:
+        generate(pixart)
+    assert run.report().computed[sites[1]] == 1
+    assert run.report().served[sites[1]] == 3
+
+
+def test_sites_within_a_served_block_keep_nothing_for_nobody(pixart):
+    sites = ("transformer_blocks.0:residual", "transformer_blocks.0.attn1")
+    rows = ["CC", "RR", "CC", "CR"]
+    plan = Plan("PixArtTransformer2DModel", sites, tuple(Step(1 - i / 4, row) for i, row in enumerate(rows)))
+    held = []
+    with festina.accelerate(pixart, plan) as run:
+        generate(pixart, callback=lambda *_: held.append(len(run.store)), callback_steps=1)
+    assert held == [1, 0, 1, 0]
+    shape = next(iter(run.report().shapes))
+    assert run.report().peak_bytes == held_bytes(plan, pixart.transformer, shape, itemsize=4)
 
 
 def test_another_number_of_steps_is_refused(pixart):

@@ -29,8 +29,9 @@ def generate_command(
 ) -> None:
     """Generate pictures, by a plan or without; --compare does both and says what the plan bought."""
     from festina.executor import accelerate
-    from festina.report.comparison import generate, png
+    from festina.report.comparison import png
     from festina.report.whole import write_whole_bytes
+    from festina.search.generation import generate
     from festina.search.workload import Workload
     from festina.zoo import call_arguments, load
 

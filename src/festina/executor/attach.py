@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from festina.cost import values_held
 from festina.errors import FestinaError
 from festina.executor.patch import Patches
 from festina.executor.run import Run
@@ -105,7 +106,7 @@ def _columns(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
         raise FestinaError(
             f"the plan is for {plan.denoiser}, this denoiser is a {name}. Use a plan made for this model."
         )
-    columns = []
+    columns, held = [], values_held(plan) > 0
     for index, site in enumerate(resolve(denoiser, plan.sites)):
         actions = "".join(step.actions[index] for step in plan.steps)
         runnable = COMPUTE + REUSE + (SKIP if site.component is None else "")
@@ -113,7 +114,7 @@ def _columns(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
             raise FestinaError(
                 f"{site.name}: this version cannot run the actions {sorted(unknown)}, only {runnable!r}."
             )
-        columns.append(Column(site, actions))
+        columns.append(Column(site, actions, tuple(bool(needed) for needed in held[:, index])))
     return tuple(columns)
 
 

@@ -15,7 +15,6 @@ from festina.executor.serving import Column
 from festina.executor.store import Store
 from festina.layers import Shape
 from festina.plan import Plan
-from festina.sites import component_sites
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,10 @@ class Run:
             if column.always_computes:
                 computed[column.site.name] = calls
         served = {column.site.name: column.served for column in self.columns}
-        everything = [site.name for site in component_sites(self._denoiser)]
         uncached = saved = 0
         for shape, count in self._priced.items():
             table = mac_table(self._denoiser, shape)
-            uncached += count * sum((table.sites[name] for name in everything), table.fixed).total
+            uncached += count * table.full.total
             saved += sum(table.sites[name].total * served[name] for name in served) * count // calls
         return RunReport(
             self._steps_done,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,19 +25,15 @@ class Column:
     Attributes:
         site: the site.
         actions: its action in each step.
+        keeps: whether its value is still needed after each step.
         computed, served: how often it ran and how often it was served in the current run.
     """
 
     site: Site
     actions: str
+    keeps: tuple[bool, ...]
     computed: int = 0
     served: int = 0
-    keeps: tuple[bool, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        # A value is needed after step s exactly if step s + 1 reads it; nothing else ever does.
-        following = self.actions[1:] + COMPUTE
-        self.keeps = tuple(action not in (COMPUTE, SKIP) for action in following)
 
     @property
     def always_computes(self) -> bool:

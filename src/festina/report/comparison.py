@@ -22,6 +22,7 @@ from festina.plan import Plan
 from festina.report.points import Kind, Point
 from festina.search.engine import Progress, silent
 from festina.search.front import confidence_interval
+from festina.search.generation import generate
 from festina.search.workload import Workload
 
 
@@ -123,23 +124,6 @@ def png(image: Tensor) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(values).save(stream, "PNG", optimize=True)
     return stream.getvalue()
-
-
-def generate(pipe: Any, pictures: Sequence[tuple[str, int]], workload: Workload) -> Tensor:
-    """Pictures (count, 3, height, width) in [0, 1] of (prompt, seed) pairs, in batches of the workload."""
-    parts = []
-    for start in range(0, len(pictures), workload.batch):
-        part = pictures[start : start + workload.batch]
-        made = pipe(
-            prompt=[prompt for prompt, _ in part],
-            generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-            num_inference_steps=workload.steps,
-            guidance_scale=workload.guidance_scale,
-            output_type="pt",
-            **workload.call,
-        )
-        parts.append(made.images.float().cpu())
-    return torch.cat(parts)
 
 
 def _generate(pipe: Any, variant: Variant, workload: Workload, pictures: Sequence[tuple[str, int]]) -> Tensor:

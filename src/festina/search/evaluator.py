@@ -20,6 +20,7 @@ from festina.metrics.reward import Reward
 from festina.plan import Plan
 from festina.search.archive import Archive, Made, WorkloadKey
 from festina.search.evaluation import Evaluation
+from festina.search.generation import generate_batch
 from festina.search.workload import Workload, device_kind, pipeline_fingerprint
 from festina.sites import component_sites, find_denoiser
 
@@ -115,7 +116,9 @@ class Evaluator:
 
     def _measure(self, plan: Plan | None, workload: Workload, macs: int) -> Made:
         if not self._warm:
-            self._generate(workload.pictures()[: workload.batch], workload, min(WARM_UP_STEPS, workload.steps))
+            generate_batch(
+                self.pipe, workload.pictures()[: workload.batch], workload, min(WARM_UP_STEPS, workload.steps)
+            )
             self._warm = True
         pictures = workload.pictures()
         scores: list[float] = []
@@ -125,7 +128,7 @@ class Evaluator:
             for start in range(0, len(pictures), workload.batch):
                 part = pictures[start : start + workload.batch]
                 began = time.perf_counter()
-                images = self._generate(part, workload, workload.steps)
+                images = generate_batch(self.pipe, part, workload, workload.steps)
                 seconds += time.perf_counter() - began
                 scores += self._score(images, [prompt for prompt, _ in part])
                 if run is not None:
@@ -134,24 +137,6 @@ class Evaluator:
             plan, workload.steps, tuple(scores), workload.images_per_prompt, macs, seconds, peak_bytes
         )
         return Made(evaluation, json.dumps({"hardware": hardware(self.pipe), "libraries": _versions()}))
-
-    def _generate(self, pictures: Sequence[tuple[str, int]], workload: Workload, steps: int) -> Tensor:
-        """Pictures (batch, 3, height, width) in [0, 1], on the CPU, so that all work on an accelerator has ended."""
-        made = self.pipe(
-            prompt=[prompt for prompt, _ in pictures],
-            generator=[torch.Generator().manual_seed(seed) for _, seed in pictures],
-            num_inference_steps=steps,
-            guidance_scale=workload.guidance_scale,
-            output_type="pt",
-            **workload.call,
-        )
-        images: Tensor = made.images.float().cpu()
-        if images.ndim != 4 or images.shape[:2] != (len(pictures), 3):
-            raise FestinaError(
-                f"{type(self.pipe).__name__} gave pictures of shape {tuple(images.shape)} for {len(pictures)} prompts; "
-                f"wanted ({len(pictures)}, 3, height, width). Leave arguments such as num_images_per_prompt alone."
-            )
-        return images
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         scores = self.reward(images, prompts)

@@ -6,13 +6,15 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from festina.errors import FestinaError
-from festina.metrics.judge import Judge, load_judge
 from festina.plan import Plan
+
+if TYPE_CHECKING:
+    from festina.metrics.judge import Judge
 
 SHIPPED = ("scenes",)
 """Names of the pipelines that ship."""
@@ -81,6 +83,9 @@ def call_arguments(pipe: Any) -> Mapping[str, Any]:
 
 def shipped_judge(device: str | torch.device = "cpu") -> Judge:
     """The judge of the `scenes` pictures."""
+    # The judge knows the grammar, which lives in this package.
+    from festina.metrics.judge import load_judge
+
     return load_judge(_WEIGHTS / "scenes" / "judge", device)
 
 

@@ -119,7 +119,7 @@ def train_vae(settings: TrainSettings, pictures: Tensor, folder: Path, device: t
         images = pictures[indices].to(device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
         with _autocast(device):
             posterior = vae.encode(images).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
+            decoded = vae.decode(posterior.sample(torch.Generator().manual_seed(step))).sample
         error = decoded.float() - images
         loss = error.abs().mean() + 2 * error.square().mean() + 1e-5 * posterior.kl().float().mean() / 256
         optimizer.zero_grad()
