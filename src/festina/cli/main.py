@@ -36,17 +36,18 @@ def main() -> None:
     """Entry point. Exit code 0 on success, 1 after a mistake, 2 for wrong usage, 130 after Ctrl-C."""
     _quiet()
     try:
-        code = app(standalone_mode=True)
+        app()
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into this code without a word.
+        if stop.code == INTERRUPTED:
+            _fail("stopped; what was done so far is kept, run the same command again to go on.", INTERRUPTED)
+        raise
     except FestinaError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped; what was done so far is kept, run the same command again to go on.", INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR):
             raise
         _fail(f"{error.strerror}: {error.filename or 'output'}")
-    else:
-        sys.exit(code)
 
 
 def _fail(message: str, code: int = 1) -> None:

@@ -41,14 +41,15 @@ def sites_command(
         figures = (1, parameters, prices.sites[site.name].total, 2 * stored_numbers(site, denoiser, shape))
         groups[site.group] = [old + new for old, new in zip(groups.get(site.group, [0] * 4), figures, strict=True)]
     table = Table(title=f"{type(denoiser).__name__}: {len(sites)} sites, {shape.image_tokens} image tokens")
-    for heading in ("group", "sites", "parameters", "GMACs a call", "share", "MiB kept (half precision)"):
-        table.add_column(heading, justify="left" if heading == "group" else "right")
+    for heading in ("group", "sites", "weights", "GMACs", "share", "MiB kept"):
+        table.add_column(heading, justify="left" if heading == "group" else "right", no_wrap=True)
     for group, (count, parameters, macs, held) in groups.items():
         table.add_row(
             group, str(count), f"{parameters:,}", f"{macs / 1e9:.4f}", f"{macs / total:.1%}", f"{held / 2**20:.3f}"
         )
     table.add_row("not cacheable", "", "", f"{prices.fixed.total / 1e9:.4f}", f"{prices.fixed.total / total:.1%}", "")
     Console().print(table)
+    print("Per call with one picture; kept in half precision, if every site of the group is reused at once.")
     print("Name a site in a plan by group with the block's number, e.g. " + sites[0].name)
 
 

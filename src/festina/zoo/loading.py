@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,6 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
     """
     # diffusers takes seconds to import; `festina plan show` should not wait for it.
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
 
     source = str(_WEIGHTS / model / "pipeline") if model in SHIPPED else os.fspath(model)
     folder = Path(source)
@@ -51,18 +51,31 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
             f"no such model: {source!r}. Give a local folder in diffusers' format, a Hub id (owner/name), or the name "
             f"of a shipped pipeline ({', '.join(SHIPPED)})."
         )
-    noisy = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype)
+        with _no_loading_bars():
+            pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise FestinaError(f"cannot load a pipeline from {source!r}: {reason}") from None
-    finally:
-        if noisy:
-            logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+@contextmanager
+def _no_loading_bars() -> Iterator[None]:
+    """Without the loading bars of diffusers and transformers; afterwards they are as they were."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    noisy = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in noisy:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in noisy:
+            library.enable_progress_bar()
 
 
 def call_arguments(pipe: Any) -> Mapping[str, Any]:
