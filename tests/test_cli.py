@@ -20,7 +20,7 @@ from festina.search import Archive
 
 SMALL = [
     "--population",
-    "3",
+    "6",
     "--generations",
     "2",
     "--images",
@@ -111,6 +111,9 @@ def test_search_leaves_front_page_plans_and_archive(searched):
     assert kinds.count("uncached") == 1
     assert kinds.count("fora") == 3
     assert kinds.count("front") == len(list((out / "plans").glob("*.json"))) >= 1
+    assert kinds.count("seed") >= 1
+    keys = [point.plan.key() for point in page.points if point.plan]
+    assert len(set(keys)) == len(keys)
     assert "uncached" in done.stdout
     for path in (out / "plans").glob("*.json"):
         assert Plan.load(path).method == "search"

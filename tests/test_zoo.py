@@ -269,7 +269,7 @@ def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
     train.train_scenes(settings, tmp_path / "work", tmp_path / "whole", torch.device("cpu"))
 
     # The same again, cut off after every stage's first checkpoint.
-    class Cut(RuntimeError):
+    class CutError(RuntimeError):
         pass
 
     monkeypatch.setattr(checkpoint.Stage, "due", lambda self: True)
@@ -278,7 +278,7 @@ def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
     def save_and_cut(self, state):
         save(self, state)
         if state["step"] == 1:
-            raise Cut
+            raise CutError
 
     monkeypatch.setattr(checkpoint.Stage, "save", save_and_cut)
     cuts = 0
@@ -286,7 +286,7 @@ def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
         try:
             train.train_scenes(settings, tmp_path / "work2", tmp_path / "cut", torch.device("cpu"))
             break
-        except Cut:
+        except CutError:
             cuts += 1
     assert cuts == 4
     for name in ("pipeline/transformer/diffusion_pytorch_model.safetensors", "judge/judge.safetensors"):

@@ -97,12 +97,14 @@ def report(pipe: Any, model: str, job: Any, reward: Reward, front: Any, out: Pat
         Variant(f"FORA {n}", "fora", fora(pipe, job.steps, n), job.steps) for n in FORA_INTERVALS if n < job.steps
     ]
     variants += [Variant(f"found {n:02d}", "front", point.plan, job.steps) for n, point in enumerate(front.points)]
+    price = pricing(pipe, workload)
+    variants += _seeds(pipe, job, price, {variant.plan.key() for variant in variants if variant.plan})
     points = compare(
         pipe,
         variants,
         workload,
         reward,
-        pricing(pipe, workload),
+        price,
         holding(pipe, workload),
         uncached,
         fidelity_of(model, workload.prompts, next(pipe.transformer.parameters()).device),
@@ -127,6 +129,19 @@ def report(pipe: Any, model: str, job: Any, reward: Reward, front: Any, out: Pat
         write_plot(page, out / "front.png")
     except FestinaError as error:
         console.print(f"[dim]no front.png: {error}[/]")
+
+
+def _seeds(pipe: Any, job: Any, price: Any, known: set[str]) -> list[Any]:
+    """The plans the search began with, as variants, without those that are shown anyway."""
+    from festina.report.comparison import Variant
+    from festina.search.genome import Genome
+    from festina.search.seeds import first_population
+    from festina.sites import find_denoiser
+
+    genome = Genome.of(find_denoiser(pipe), job.steps)
+    plans = [genome.decode(bits) for bits in first_population(genome, job.settings, price)]
+    new = [plan for plan in plans if plan.key() not in known]
+    return [Variant(f"seed {number:02d}", "seed", plan, job.steps) for number, plan in enumerate(new)]
 
 
 def fidelity_of(model: str, prompts: tuple[str, ...], device: Any) -> Any:

@@ -84,18 +84,19 @@ def compare(
         within each round.
     """
     total = len(variants) + rounds
-    pictures: dict[str, Tensor] = {}
+    untouched = next(variant for variant in variants if variant.kind == "uncached")
+    reference = _generate(pipe, untouched, workload, workload.pictures())
+    looked_at = []
     for number, variant in enumerate(variants, start=1):
-        pictures[variant.name] = _generate(pipe, variant, workload, workload.pictures())
+        # Pictures of one variant at a time: at full resolution those of all would not fit into memory.
+        images = reference if variant is untouched else _generate(pipe, variant, workload, workload.pictures())
+        looked_at.append(_look_at(images, reference, workload, reward, fidelity, shown))
         progress(number, total, f"pictures: {variant.name}")
-    reference = next(variant for variant in variants if variant.kind == "uncached")
     seconds = _interleaved(pipe, variants, workload, rounds, lambda n: progress(len(variants) + n, total, "timing"))
     points = []
-    for variant in variants:
-        images, plan = pictures[variant.name], variant.plan
-        scores = _scores(reward, images, workload)
-        low, high = confidence_interval(scores, workload.images_per_prompt)
-        ratios = [first / own for first, own in zip(seconds[reference.name], seconds[variant.name], strict=True)]
+    for variant, looks in zip(variants, looked_at, strict=True):
+        plan, own = variant.plan, seconds[variant.name]
+        low, high = confidence_interval(looks.scores, workload.images_per_prompt)
         priced = plan or Plan.computing_all(uncached.denoiser, uncached.sites, variant.steps)
         points.append(
             Point(
@@ -103,19 +104,37 @@ def compare(
                 kind=variant.kind,
                 steps=variant.steps,
                 macs=price(priced),
-                seconds=median(seconds[variant.name]) / min(workload.batch, len(workload.pictures())),
-                seconds_ratio=median(ratios),
-                reward=math.fsum(scores) / len(scores),
+                seconds=median(own) / min(workload.batch, len(workload.pictures())),
+                seconds_ratio=median(first / mine for first, mine in zip(seconds[untouched.name], own, strict=True)),
+                reward=math.fsum(looks.scores) / len(looks.scores),
                 reward_low=low,
                 reward_high=high,
-                frechet=None if fidelity is None else _frechet(fidelity, images),
-                psnr=_mean_psnr(images, pictures[reference.name]),
+                frechet=looks.frechet,
+                psnr=looks.psnr,
                 held_bytes=0 if plan is None else hold(plan),
                 plan=plan,
-                pictures=tuple(png(image) for image in images[:shown]),
+                pictures=looks.pictures,
             )
         )
     return tuple(points)
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """What the pictures of one variant show."""
+
+    scores: tuple[float, ...]
+    frechet: float | None
+    psnr: float
+    pictures: tuple[bytes, ...]
+
+
+def _look_at(
+    images: Tensor, reference: Tensor, workload: Workload, reward: Reward, fidelity: Fidelity | None, shown: int
+) -> _Looks:
+    frechet = None if fidelity is None else frechet_distance(fidelity.features(images), fidelity.reference)
+    pictures = tuple(png(image) for image in images[:shown])
+    return _Looks(tuple(_scores(reward, images, workload)), frechet, float(psnr(images, reference).mean()), pictures)
 
 
 def png(image: Tensor) -> bytes:
@@ -155,11 +174,3 @@ def _scores(reward: Reward, images: Tensor, workload: Workload) -> list[float]:
         part = slice(start, start + workload.batch)
         scores += reward(images[part], prompts[part]).tolist()
     return scores
-
-
-def _frechet(fidelity: Fidelity, images: Tensor) -> float:
-    return frechet_distance(fidelity.features(images), fidelity.reference)
-
-
-def _mean_psnr(images: Tensor, reference: Tensor) -> float:
-    return float(psnr(images, reference).mean())

@@ -1,0 +1,144 @@
+"""Comparing ways to run one model: same noise for all, interleaved timing, figures that follow from the pictures."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import PROMPT, pixart_pipeline
+
+from festina import FestinaError, Plan
+from festina.methods import fora
+from festina.metrics.distances import frechet_distance, psnr
+from festina.report import FrontPage, Point, comparison
+from festina.report.choice import best_point
+from festina.report.comparison import Fidelity, Variant, compare, png
+from festina.search import Workload
+from festina.search.generation import generate
+from festina.search.pricing import holding, pricing, probe
+from festina.sites import component_sites
+
+CALL = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20, "height": 16, "width": 16}
+PROMPTS = (PROMPT, "a large green star on a pink background", "a small red ring on a black background")
+
+
+class Brightness:
+    """A reward that is cheap and known: the picture's mean."""
+
+    name, fingerprint = "brightness", "1"
+
+    def __call__(self, images, prompts):
+        assert len(images) == len(prompts)
+        return images.flatten(1).mean(1)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pixart_pipeline()
+
+
+@pytest.fixture(scope="module")
+def workload():
+    return Workload(PROMPTS, (0, 1, 2), 4, 4.5, 2, CALL)
+
+
+@pytest.fixture(scope="module")
+def uncached(pipe):
+    return Plan.computing_all("PixArtTransformer2DModel", [s.name for s in component_sites(pipe.transformer)], 4)
+
+
+@pytest.fixture(scope="module")
+def points(pipe, workload, uncached):
+    variants = [
+        Variant("uncached", "uncached", None, 4),
+        Variant("2 steps", "fewer-steps", None, 2),
+        Variant("same", "front", uncached, 4),
+        Variant("FORA 2", "fora", fora(pipe, 4, 2), 4),
+    ]
+    features = lambda images: images.flatten(1)[:, :5]  # noqa: E731
+    fidelity = Fidelity(features, torch.rand(20, 5, generator=torch.Generator().manual_seed(0)))
+    told = []
+    found = compare(
+        pipe,
+        variants,
+        workload,
+        Brightness(),
+        pricing(pipe, workload),
+        holding(pipe, workload),
+        uncached,
+        fidelity,
+        shown=2,
+        rounds=3,
+        progress=lambda *words: told.append(words),
+    )
+    assert [done for done, _, _ in told] == [1, 2, 3, 4, 5, 6, 7]
+    assert {total for _, total, _ in told} == {7}
+    return {point.name: point for point in found}
+
+
+def test_one_picture_has_one_shape_per_step(pipe, workload):
+    ((shape, calls),) = probe(pipe, workload).items()
+    assert (shape.batch, shape.image_tokens, shape.text_tokens, calls) == (2, 16, 20, 1)
+
+
+def test_a_plan_that_computes_everything_equals_the_untouched_pipeline(points):
+    assert points["same"].psnr == points["uncached"].psnr == math.inf
+    assert points["same"].reward == points["uncached"].reward
+    assert points["same"].macs == points["uncached"].macs
+    assert points["same"].held_bytes == 0
+    assert points["same"].frechet == points["uncached"].frechet
+
+
+def test_figures_follow_from_the_pictures(pipe, workload, points):
+    plain = generate(pipe, workload.pictures(), workload)
+    fewer = generate(pipe, workload.pictures(), Workload(PROMPTS, (0, 1, 2), 2, 4.5, 2, CALL))
+    point = points["2 steps"]
+    assert point.reward == pytest.approx(fewer.flatten(1).mean(1).mean().item(), rel=1e-6)
+    assert point.psnr == pytest.approx(psnr(fewer, plain).mean().item(), rel=1e-6)
+    reference = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
+    assert point.frechet == pytest.approx(frechet_distance(fewer.flatten(1)[:, :5], reference))
+    assert points["uncached"].macs == 2 * point.macs
+    assert points["FORA 2"].macs < points["uncached"].macs
+    assert points["FORA 2"].held_bytes > 0
+    assert points["FORA 2"].psnr < math.inf
+
+
+def test_pictures_are_png_files_of_the_first_prompts(pipe, workload, points):
+    plain = generate(pipe, workload.pictures(), workload)
+    assert len(points["uncached"].pictures) == 2
+    shown = np.asarray(Image.open(io.BytesIO(points["uncached"].pictures[1])))
+    assert np.array_equal(shown, (plain[1] * 255).round().byte().permute(1, 2, 0).numpy())
+    assert png(plain[1]) == points["uncached"].pictures[1]
+
+
+def test_timing_is_interleaved(pipe, workload, uncached, monkeypatch):
+    order = []
+    monkeypatch.setattr(comparison, "_generate", lambda _, variant, *rest: order.append((variant.name, len(rest[1]))))
+    variants = [Variant("a", "uncached", None, 4), Variant("b", "front", uncached, 4)]
+    seconds = comparison._interleaved(pipe, variants, workload, 3, lambda number: None)
+    assert order == [("a", 2), ("b", 2)] * 3
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def page_of(plan, *figures):
+    first = Point("uncached", "uncached", 4, 1000, 1.0, 1.0, 0.9, 0.8, 1.0, None, None, 0, None)
+    rest = [
+        Point(f"found {n}", "front", 4, macs, 1 / ratio, ratio, reward, 0.0, 1.0, None, 30.0, held, plan)
+        for n, (macs, ratio, reward, held) in enumerate(figures)
+    ]
+    return FrontPage("t", "m", (), (first, *rest), "h", "s")
+
+
+def test_the_best_point_is_the_best_within_all_limits(uncached):
+    page = page_of(uncached, (400, 2.1, 0.80, 10), (450, 1.9, 0.85, 20), (250, 3.0, 0.60, 30), (500, 1.8, 0.85, 5))
+    assert best_point(page).name == "found 1"
+    assert best_point(page, speedup=2).name == "found 0"
+    assert best_point(page, fewer_macs=4).name == "found 2"
+    assert best_point(page, max_bytes=9).name == "found 3"
+    assert best_point(page, min_reward=0.7, speedup=2).name == "found 0"
+    with pytest.raises(FestinaError, match=r"reach 3\.00 times faster, 4\.00 times fewer MACs, reward 0\.850"):
+        best_point(page, speedup=5)
+    with pytest.raises(FestinaError, match="no plans of a front"):
+        best_point(page_of(uncached))
