@@ -253,7 +253,7 @@ def test_loading_a_folder_that_is_no_pipeline_is_refused(tmp_path):
 
 
 def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
-    from festina.zoo import checkpoint, train
+    from festina.zoo import stages, train
 
     settings = train.TrainSettings(
         scenes=64,
@@ -272,15 +272,15 @@ def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
     class CutError(RuntimeError):
         pass
 
-    monkeypatch.setattr(checkpoint.Stage, "due", lambda self: True)
-    save = checkpoint.Stage.save
+    monkeypatch.setattr(stages.Stage, "due", lambda self: True)
+    save = stages.Stage.save
 
     def save_and_cut(self, state):
         save(self, state)
         if state["step"] == 1:
             raise CutError
 
-    monkeypatch.setattr(checkpoint.Stage, "save", save_and_cut)
+    monkeypatch.setattr(stages.Stage, "save", save_and_cut)
     cuts = 0
     while True:
         try:

@@ -6,6 +6,7 @@ from festina.search.evaluation import Evaluation
 from festina.search.evaluator import Evaluator
 from festina.search.front import Front, Point
 from festina.search.genome import Genome
+from festina.search.session import Job, learn
 from festina.search.settings import ECAD_MUTATION, WORKING_MUTATION, Mutation, SearchSettings
 from festina.search.workload import Workload
 
@@ -17,9 +18,11 @@ __all__ = [
     "Evaluator",
     "Front",
     "Genome",
+    "Job",
     "Mutation",
     "Point",
     "SearchSettings",
     "Workload",
+    "learn",
     "search",
 ]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +22,6 @@ from torch.nn import functional
 from transformers import BatchEncoding, T5EncoderModel, T5Tokenizer
 
 from festina.metrics.judge import ABSENT, HEADS, Judge, scene_targets
-from festina.zoo.checkpoint import Stage, save_atomically
 from festina.zoo.components import (
     CAPTION_TOKENS,
     TEXT_WIDTH,
@@ -36,6 +33,7 @@ from festina.zoo.components import (
 )
 from festina.zoo.grammar import Scene, sample_scenes
 from festina.zoo.render import render
+from festina.zoo.stages import Schedule, Stage, fit, save_atomically
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,6 @@ def _autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _cosine(step: int, steps: int, warm_up: int) -> float:
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
 def load_pictures(settings: TrainSettings, folder: Path) -> tuple[list[Scene], Tensor]:
     """The training scenes and their pictures, uint8 (scenes, 3, 64, 64); rendered once, then read from `folder`."""
     scenes = sample_scenes(settings.scenes, settings.seed)
@@ -97,41 +89,23 @@ def load_pictures(settings: TrainSettings, folder: Path) -> tuple[list[Scene], T
     return scenes, pictures
 
 
-def _batches(count: int, batch: int, seed: int, first: int, steps: int) -> Iterator[tuple[int, Tensor]]:
-    """(step, indices) pairs; step `n` draws the same indices however often the run was interrupted."""
-    for step in range(first, steps):
-        generator = torch.Generator().manual_seed(seed * 7_919 + step)
-        yield step, torch.randint(count, (batch,), generator=generator)
-
-
 def train_vae(settings: TrainSettings, pictures: Tensor, folder: Path, device: torch.device) -> AutoencoderKL:
     """Autoencoder on rendered pictures: squared and absolute error plus a slight pull of latents towards N(0, 1)."""
     torch.manual_seed(settings.seed)
-    stage, vae, first = Stage(folder, "vae"), build_vae().to(device, memory_format=torch.channels_last), 0
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.99))
-    if saved := stage.resume():
-        vae.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-    for step, indices in _batches(len(pictures), settings.vae_batch, 1, first, settings.vae_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * _cosine(step, settings.vae_steps, 200)
+    vae = build_vae().to(device, memory_format=torch.channels_last)
+
+    def loss_of(step: int, indices: Tensor) -> tuple[Tensor, dict[str, float]]:
         images = pictures[indices].to(device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
         with _autocast(device):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample(torch.Generator().manual_seed(step))).sample
         error = decoded.float() - images
-        loss = error.abs().mean() + 2 * error.square().mean() + 1e-5 * posterior.kl().float().mean() / 256
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        done = step + 1
-        if done % 100 == 0 or done == settings.vae_steps:
-            psnr = 10 * math.log10(4 / error.square().mean().item())
-            stage.report(done, settings.vae_steps, {"loss": loss.item(), "psnr": psnr})
-        if stage.due() or done == settings.vae_steps:
-            stage.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done})
+        squared = error.square().mean()
+        loss = error.abs().mean() + 2 * squared + 1e-5 * posterior.kl().float().mean() / 256
+        return loss, {"psnr": 10 * math.log10(4 / squared.item())}
+
+    schedule = Schedule(settings.vae_steps, settings.vae_batch, 2e-3, 200, seed=1, weight_decay=1e-4)
+    fit(Stage(folder, "vae"), schedule, {"model": vae}, len(pictures), loss_of)
     return vae.eval()
 
 
@@ -169,34 +143,21 @@ def judge_loss(read: dict[str, Tensor], targets: dict[str, Tensor], damage: Tens
 def train_judge(settings: TrainSettings, folder: Path, device: torch.device) -> Judge:
     """The judge on fresh renders of all combinations, held-out ones included (it is the measure, not the measured)."""
     torch.manual_seed(settings.seed + 1)
-    stage, judge, first = Stage(folder, "judge"), Judge().to(device), 0
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
-    if saved := stage.resume():
-        judge.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
+    judge = Judge().to(device)
     half = settings.scenes // 4
     scenes = sample_scenes(half, settings.seed + 11) + sample_scenes(half, settings.seed + 12, held_out=True)
-    if first < settings.judge_steps:
-        pictures = torch.cat([render(scenes[i : i + 1000], i + 5).mul(255).byte() for i in range(0, len(scenes), 1000)])
+    pictures = torch.cat([render(scenes[i : i + 1000], i + 5).mul(255).byte() for i in range(0, len(scenes), 1000)])
     targets = scene_targets(scenes)
-    for step, indices in _batches(len(scenes), settings.judge_batch, 2, first, settings.judge_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * _cosine(step, settings.judge_steps, 200)
-        generator = torch.Generator().manual_seed(step)
-        images, damage = _corrupt(pictures[indices].float().div(255), generator)
+
+    def loss_of(step: int, indices: Tensor) -> tuple[Tensor, dict[str, float]]:
+        images, damage = _corrupt(pictures[indices].float().div(255), torch.Generator().manual_seed(step))
         with _autocast(device):
             read = judge(images.to(device))
-        loss = judge_loss(read, {h: t[indices].to(device) for h, t in targets.items()}, damage.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
-        optimizer.step()
-        done = step + 1
-        if done % 100 == 0 or done == settings.judge_steps:
-            stage.report(done, settings.judge_steps, {"loss": loss.item()})
-        if stage.due() or done == settings.judge_steps:
-            stage.save({"model": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": done})
+        wanted = {head: target[indices].to(device) for head, target in targets.items()}
+        return judge_loss(read, wanted, damage.to(device)), {}
+
+    schedule = Schedule(settings.judge_steps, settings.judge_batch, 2e-3, 200, seed=2, momentum=0.999)
+    fit(Stage(folder, "judge"), schedule, {"model": judge}, len(scenes), loss_of)
     judge.eval()
     return judge
 
@@ -227,36 +188,22 @@ def train_text_encoder(
     A denoiser then finds what it needs at any token, so that the little training there is goes into drawing.
     """
     torch.manual_seed(settings.seed + 3)
-    stage, tokenizer, first = Stage(folder, "text"), build_tokenizer(), 0
+    tokenizer = build_tokenizer()
     encoder = build_text_encoder(len(tokenizer)).to(device)
     readers = nn.ModuleDict({head: nn.Linear(TEXT_WIDTH, len(words)) for head, words in HEADS.items()}).to(device)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *readers.parameters()], lr=1.0, weight_decay=1e-2)
-    if saved := stage.resume():
-        encoder.load_state_dict(saved["model"])
-        readers.load_state_dict(saved["readers"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
     text = tokenize(tokenizer, [scene.caption() for scene in scenes])
     targets = scene_targets(scenes)
-    for step, indices in _batches(len(scenes), settings.text_batch, 4, first, settings.text_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * _cosine(step, settings.text_steps, 100)
+
+    def loss_of(step: int, indices: Tensor) -> tuple[Tensor, dict[str, float]]:
         mask = text.attention_mask[indices].to(device)
         tokens = encoder(text.input_ids[indices].to(device), attention_mask=mask)[0][mask.bool()]
         owner = mask.nonzero()[:, 0]
-        expanded = {head: target[indices].to(device)[owner] for head, target in targets.items()}
+        wanted = {head: target[indices].to(device)[owner] for head, target in targets.items()}
         read = {head: reader(tokens) for head, reader in readers.items()}
-        loss = judge_loss(read, expanded, torch.zeros(len(tokens), device=device))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
-        done = step + 1
-        if done % 100 == 0 or done == settings.text_steps:
-            stage.report(done, settings.text_steps, {"loss": loss.item()})
-        if stage.due() or done == settings.text_steps:
-            state = {"model": encoder.state_dict(), "readers": readers.state_dict()}
-            stage.save(state | {"optimizer": optimizer.state_dict(), "step": done})
+        return judge_loss(read, wanted, torch.zeros(len(tokens), device=device)), {}
+
+    schedule = Schedule(settings.text_steps, settings.text_batch, 2e-3, 100, seed=4, momentum=0.999)
+    fit(Stage(folder, "text"), schedule, {"model": encoder, "readers": readers}, len(scenes), loss_of)
     return encoder.eval().requires_grad_(False)
 
 
@@ -275,25 +222,17 @@ def train_denoiser(
 ) -> PixArtTransformer2DModel:
     """The transformer on noisy latents, predicting v (Salimans and Ho, arXiv 2202.00512, section 4)."""
     torch.manual_seed(settings.seed + 2)
-    stage, model, average, first = Stage(folder, "denoiser"), build_transformer(), build_transformer(), 0
+    model, average = build_transformer(), build_transformer()
     # The backward pass of the fused attention is several times slower than plain products on a CPU.
     model.set_attn_processor(AttnProcessor())
     model, average = model.to(device), average.to(device)
     average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=1e-2, betas=(0.9, 0.99))
-    if saved := stage.resume():
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
     run = torch.compile(model) if settings.compile else model
     text = tokenize(build_tokenizer(), [scene.caption() for scene in scenes] + [""])
-    scheduler, scaling = build_scheduler(), 1 / latents[:4096].float().std().item()
+    scheduler, scaling = build_scheduler(), latent_scaling(latents)
     signal, noise_level = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
-    running, began = 0.0, time.monotonic()
-    for step, indices in _batches(len(scenes), settings.denoiser_batch, 3, first, settings.denoiser_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _cosine(step, settings.denoiser_steps, 500)
+
+    def loss_of(step: int, indices: Tensor) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         clean = latents[indices].float() * scaling
         noise = torch.randn(clean.shape, generator=generator)
@@ -306,23 +245,22 @@ def train_denoiser(
             words = encoder(tokens, attention_mask=mask)[0]
             noisy = (a * clean + s * noise).to(device)
             predicted = run(noisy, words, timesteps.to(device), encoder_attention_mask=mask, return_dict=False)[0]
-        loss = functional.mse_loss(predicted.float(), (a * noise - s * clean).to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        done = step + 1
+        return functional.mse_loss(predicted.float(), (a * noise - s * clean).to(device)), {}
+
+    def move_average(done: int) -> None:
         decay = min(settings.ema_decay, done / (done + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        running = loss.item() if running == 0.0 else 0.98 * running + 0.02 * loss.item()
-        if done % 100 == 0 or done == settings.denoiser_steps:
-            rate = (done - first) / (time.monotonic() - began)
-            stage.report(done, settings.denoiser_steps, {"loss": running, "steps_per_second": rate})
-        if stage.due() or done == settings.denoiser_steps:
-            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            stage.save(state | {"step": done})
+
+    schedule = Schedule(settings.denoiser_steps, settings.denoiser_batch, settings.learning_rate, 500, seed=3)
+    stage = Stage(folder, "denoiser")
+    fit(stage, schedule, {"model": model}, len(scenes), loss_of, {"average": average}, move_average)
     return average.eval()
+
+
+def latent_scaling(latents: Tensor) -> float:
+    """The factor that gives latents unit variance, as the autoencoder's `scaling_factor`."""
+    return 1 / latents[:4096].float().std().item()
 
 
 def _rounded(module: nn.Module) -> dict[str, Tensor]:
@@ -372,8 +310,7 @@ def train_scenes(settings: TrainSettings, work: Path, out: Path, device: torch.d
     latents = encode_latents(vae, pictures, work, device)
     del pictures
     transformer = train_denoiser(settings, scenes, latents, encoder, work, device)
-    scaling = 1 / latents[:4096].float().std().item()
-    save_pipeline(vae.cpu(), encoder.cpu(), transformer.cpu(), scaling, out / "pipeline")
+    save_pipeline(vae.cpu(), encoder.cpu(), transformer.cpu(), latent_scaling(latents), out / "pipeline")
     (out / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
     for stage in ("vae", "text", "denoiser", "judge"):
         (out / f"{stage}.log.jsonl").write_text((work / f"{stage}.log.jsonl").read_text())
