@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = runs/demo
 
-.PHONY: demo test lint table clean
+.PHONY: demo test clean
 
 # The environment is made anew when what it is made of changes.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -56,7 +56,7 @@ class TrainSettings:
     vae_batch: int = 32
     text_steps: int = 1_200
     text_batch: int = 128
-    denoiser_steps: int = 12_000
+    denoiser_steps: int = 8_000
     denoiser_batch: int = 64
     judge_steps: int = 2_500
     judge_batch: int = 64

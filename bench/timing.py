@@ -1,0 +1,181 @@
+"""What the benchmarks share: interleaved timing, the machine in words, records, tables and the frame of a program."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import festina
+from festina.errors import FestinaError
+from festina.strict import write_whole
+
+Figures = dict[str, Any]
+"""What a benchmark measured, as JSON values by name."""
+
+
+def nothing() -> None:
+    """Do nothing; stands for a wait that is not needed."""
+
+
+def seconds_of(work: Callable[[], object], wait: Callable[[], None] = nothing) -> float:
+    """Wall seconds of some work.
+
+    Args:
+        work: what is timed.
+        wait: returns when all work given to the device has ended, e.g. `torch.cuda.synchronize`.
+    """
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
+
+
+def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Time variants in turn, so that what slows the machine for a while slows all of them.
+
+    Args:
+        variants: by name, what makes one run and returns the seconds of the part that counts.
+        rounds: timed rounds, at least 1; one more before them warms up.
+
+    Returns:
+        seconds by name, one per round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            spent = run()
+            if number:
+                seconds[name].append(spent)
+        tell(f"round {number} of {rounds}" if number else "warmed up")
+    return seconds
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median over rounds of the ratio within each round."""
+    return median(first / second for first, second in zip(over, under, strict=True))
+
+
+def tell(message: str) -> None:
+    """Say how far the program is, on the error stream: the results have the output stream for themselves."""
+    print(f"{time.strftime('%H:%M:%S')}  {message}", file=sys.stderr, flush=True)
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
+    rules = (":--", *("--:" for _ in headings[1:]))
+    return "".join(f"| {' | '.join(str(cell) for cell in cells)} |\n" for cells in (headings, rules, *rows))
+
+
+def times(value: float, digits: int = 2) -> str:
+    """A ratio as it stands in a table."""
+    return f"{value:.{digits}f}\N{MULTIPLICATION SIGN}"
+
+
+def device_named(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        FestinaError: it is a CUDA device and there is none.
+    """
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FestinaError(f"--device {name}, but torch finds no CUDA device here; use --device cpu.")
+    return device
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine: processor, its logical cores, threads of torch, and the accelerator if `device` is one."""
+    machine = {"processor": _processor(), "logical_cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        return machine | {"accelerator": card.name, "accelerator_bytes": card.total_memory}
+    return machine
+
+
+def libraries() -> dict[str, str]:
+    """Versions of Python, Festina and the installed libraries that decide the figures."""
+    versions = {"python": platform.python_version(), "festina": festina.__version__, "torch": torch.__version__}
+    installed = {package.metadata["Name"].lower(): package.version for package in metadata.distributions()}
+    return versions | {name: installed[name] for name in ("diffusers", "transformers", "numpy") if name in installed}
+
+
+def describe(device: torch.device) -> str:
+    """Machine and versions in a sentence."""
+    machine = hardware(device)
+    where = f"{machine['processor']}, {machine['torch_threads']} threads"
+    where += f", {machine['accelerator']}" if "accelerator" in machine else ""
+    return f"{where}; {', '.join(f'{name} {version}' for name, version in libraries().items())}"
+
+
+def save_record(asked: argparse.Namespace, benchmark: str, figures: Figures, device: torch.device) -> None:
+    """Write figures, what was asked, machine and versions to the file `asked.out`, whole or not at all; if it is None,
+    nothing.
+
+    Raises:
+        FestinaError: the folder does not exist or cannot be written.
+    """
+    if asked.out is None:
+        return
+    settings = {name: value for name, value in vars(asked).items() if name != "out"}
+    record = {
+        "benchmark": benchmark,
+        "settings": settings,
+        "hardware": hardware(device),
+        "libraries": libraries(),
+        "figures": figures,
+    }
+    write_whole(asked.out, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    tell(f"wrote {asked.out}")
+
+
+def command(text: str, rounds: int) -> argparse.ArgumentParser:
+    """A command line with what all benchmarks take.
+
+    Args:
+        text: what the program prints; shown by --help.
+        rounds: timed rounds if none are asked for.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=at_least(1), default=rounds, help=f"timed rounds ({rounds})")
+    parser.add_argument("--out", type=Path, help="JSON file that receives the figures, with hardware and versions")
+    return parser
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number of `least` or more."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}; wanted a whole number of {least} or more")
+        return int(text)
+
+    return read
+
+
+def run_program(main: Callable[[], Figures]) -> None:
+    """Run a program; a mistake of its user is one line on the error stream and exit code 1."""
+    try:
+        main()
+    except FestinaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _processor() -> str:
+    """The processor's product name; where the system does not tell it, its architecture."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
