@@ -19,7 +19,6 @@ from festina.cli.pictures import load_plan
 from festina.cli.searching import (
     FEWER_STEPS,
     FORA_INTERVALS,
-    HELD_OUT_SCENES_SEED,
     fidelity_of,
     load_reward,
     read_prompts,
@@ -37,6 +36,9 @@ from festina.sites import component_sites, find_denoiser
 from festina.zoo import call_arguments, load
 
 SHIPPED = ("scenes/fast", "scenes/faster", "scenes/fastest")
+
+SCENES_SEED = 400
+"""Seed of the captions: none that a search draws from, neither to calibrate nor to score its front."""
 
 FIRST_SEED = 2_000_000
 """First seed of the noise: none that a search draws from, neither to calibrate nor to score its front."""
@@ -141,7 +143,7 @@ def _prompts(asked: argparse.Namespace) -> tuple[str, ...]:
         return read_prompts(asked.prompts)[: asked.held_out_images]
     if asked.model != "scenes":
         raise FestinaError("no prompts; give --prompts FILE with one per line, none of which the plans were made on.")
-    return scene_captions(asked.held_out_images, HELD_OUT_SCENES_SEED)
+    return scene_captions(asked.held_out_images, SCENES_SEED)
 
 
 def _parser() -> argparse.ArgumentParser:
