@@ -27,7 +27,8 @@ def test_covers_every_component_of_both_stacks_of_flux() -> None:
 def test_takes_a_pipeline_and_round_trips() -> None:
     pipe = pixart_pipeline()
     plan = fora(pipe, 4, 2)
-    assert plan == fora(pipe.transformer, 4, 2)
+    assert plan.key() == fora(pipe.transformer, 4, 2).key()
+    assert (plan.sampler, fora(pipe.transformer, 4, 2).sampler) == ("DPMSolverMultistepScheduler", "")
     assert plan.settings == {"interval": 2}
     assert Plan.from_json(plan.to_json()) == plan
 

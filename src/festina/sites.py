@@ -60,7 +60,6 @@ class Row:
         stacks: its stacks of blocks, in execution order.
         fixed: path prefix of every module with weights outside the components, and the stream of tokens that flows
             through it ("image", "text", "joint" or "vector": one per picture). A prefix may have `*` for a number.
-        batched_guidance: whether its stock pipeline stacks conditional and unconditional half into one batch.
         again: path prefix of every module of `fixed` that runs a second time in each call, outside the blocks, with the
             stream of tokens it sees then.
     """
@@ -68,7 +67,6 @@ class Row:
     denoiser: str
     stacks: tuple[Stack, ...]
     fixed: tuple[tuple[str, str], ...]
-    batched_guidance: bool
     again: tuple[tuple[str, str], ...] = ()
 
 
@@ -105,7 +103,6 @@ register(
         "PixArtTransformer2DModel",
         (Stack("transformer_blocks", _PIXART_BLOCK),),
         (("pos_embed", "image"), ("adaln_single", "vector"), ("caption_projection", "text"), ("proj_out", "image")),
-        batched_guidance=True,
         # Height and width of the picture are two numbers, each embedded by itself.
         again=(("adaln_single.emb.resolution_embedder", "vector"),),
     )
@@ -120,7 +117,6 @@ register(
             ("proj_out_1", "vector"),
             ("proj_out_2", "image"),
         ),
-        batched_guidance=True,
         # The embedding of time and class of the first block also conditions the last projection.
         again=(("transformer_blocks.0.norm1.emb", "vector"),),
     )
@@ -142,7 +138,6 @@ register(
             ("norm_out", "vector"),
             ("proj_out", "image"),
         ),
-        batched_guidance=False,
     )
 )
 
@@ -191,7 +186,7 @@ def row_of(denoiser: nn.Module) -> Row:
         raise FestinaError(
             f"no site row for the denoiser class {name} (rows: {', '.join(known_classes())}). It has {found}. To add "
             f"it: festina.sites.register(Row({name!r}, stacks=(Stack('<list>', (Component('<module>', tokens='image'), "
-            f"...)),), fixed=(...), batched_guidance=...)); see docs/adding_a_model.md."
+            f"...)),), fixed=(...))); see docs/adding_a_model.md."
         )
     return _ROWS[name]
 
@@ -258,6 +253,12 @@ def find_denoiser(pipe: object) -> nn.Module:
     raise FestinaError(
         f"{type(pipe).__name__} has no `transformer` and no `unet`; give a diffusers pipeline or its denoiser."
     )
+
+
+def sampler_of(pipe: object) -> str:
+    """Class name of a pipeline's scheduler; "" for a bare denoiser."""
+    scheduler = getattr(pipe, "scheduler", None)
+    return "" if scheduler is None else type(scheduler).__name__
 
 
 def _length(denoiser: nn.Module, path: str) -> int:

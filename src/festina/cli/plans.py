@@ -35,7 +35,10 @@ def show(file: PlanFile) -> None:
     """Show a plan: what made it, what was measured, and its schedule as a map of steps and sites."""
     plan = Plan.load(file)
     console = Console()
-    console.print(f"[bold]{plan.method}[/] for {plan.denoiser}: {len(plan.steps)} steps, {len(plan.sites)} sites")
+    title = f"{plan.method} for {plan.denoiser}: {len(plan.steps)} steps, {len(plan.sites)} sites"
+    console.print(title, style="bold", highlight=False, markup=False)
+    if plan.sampler:
+        console.print(f"  made with {plan.sampler}", highlight=False, markup=False)
     for name, value in plan.settings.items():
         console.print(f"  {name} = {value}", highlight=False, markup=False)
     for figure in plan.measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from festina.errors import FestinaError
 from festina.plan import Plan
-from festina.sites import component_sites, find_denoiser
+from festina.sites import component_sites, find_denoiser, sampler_of
 
 
 def fora(pipe: Any, steps: int, interval: int) -> Plan:
@@ -30,7 +31,8 @@ def fora(pipe: Any, steps: int, interval: int) -> Plan:
     denoiser = find_denoiser(pipe)
     names = [site.name for site in component_sites(denoiser)]
     mask = np.repeat(every(steps, interval)[:, None], len(names), axis=1)
-    return Plan.from_mask(type(denoiser).__name__, names, mask, method="fora", settings={"interval": interval})
+    plan = Plan.from_mask(type(denoiser).__name__, names, mask, method="fora", settings={"interval": interval})
+    return replace(plan, sampler=sampler_of(pipe))
 
 
 def every(steps: int, interval: int) -> NDArray[np.bool_]:

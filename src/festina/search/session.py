@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from festina.search.genome import Genome
 from festina.search.pricing import pricing
 from festina.search.settings import SearchSettings
 from festina.search.workload import Workload
-from festina.sites import find_denoiser
+from festina.sites import find_denoiser, sampler_of
 from festina.strict import read_json, write_whole
 
 ARCHIVE, RECORD, PLANS = "archive.sqlite", "search.json", "plans"
@@ -98,17 +98,22 @@ def learn(
         FestinaError: the folder cannot be written or holds a search for something else, or as `search`.
         KeyboardInterrupt: passed on; the folder is intact.
     """
-    denoiser = find_denoiser(pipe)
-    genome = Genome.of(denoiser, job.steps)
+    genome = Genome.of(find_denoiser(pipe), job.steps)
+    begun = [plan.key() for plan in start]
     try:
         (out / PLANS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FestinaError(f"cannot make the folder {out}: {error.strerror}.") from None
     with Archive(out / ARCHIVE) as archive:
         evaluator = Evaluator(pipe, job.workload(), reward, archive, pricing(pipe, job.workload()))
-        _record(out / RECORD, {"job": asdict(job), "model": evaluator.fingerprint, "reward": reward.name})
+        _record(
+            out / RECORD, {"job": asdict(job), "model": evaluator.fingerprint, "reward": reward.name, "start": begun}
+        )
         held_out = evaluator.on(job.held_out_workload())
         front = search(evaluator, held_out, genome, job.settings, progress, start, _deadline(minutes))
+    sampler = sampler_of(pipe)
+    points = tuple(replace(point, plan=replace(point.plan, sampler=sampler)) for point in front.points)
+    front = replace(front, points=points)
     _save_plans(front, out / PLANS)
     return front
 
@@ -123,7 +128,7 @@ def _record(path: Path, asked: dict[str, Any]) -> None:
     now = json.loads(text)
     if before != now:
         told = sorted(key for key in now["job"] if before.get("job", {}).get(key) != now["job"][key])
-        told += [key for key in ("model", "reward") if before.get(key) != now[key]]
+        told += [key for key in ("model", "reward", "start") if before.get(key) != now[key]]
         raise FestinaError(
             f"{path.parent} holds a search with other {', '.join(told) or 'settings'}; give the same ones to go on "
             f"with it, or another folder."

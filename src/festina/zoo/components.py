@@ -26,7 +26,7 @@ def build_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -4.0) for word in dict.fromkeys(words)]
     pieces += [(letter, -9.0) for letter in string.ascii_letters + string.digits + ".,;:!?'-()"]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=120)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=CAPTION_TOKENS)
 
 
 def build_text_encoder(vocabulary: int) -> T5EncoderModel:

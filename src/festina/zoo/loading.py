@@ -90,7 +90,9 @@ def call_arguments(pipe: Any) -> Mapping[str, Any]:
         arguments["clean_caption"] = False
     if "use_resolution_binning" in accepted and pipe.transformer.config.sample_size not in (32, 64, 128):
         arguments["use_resolution_binning"] = False
-        arguments["max_sequence_length"] = min(20, pipe.tokenizer.model_max_length)
+    if "max_sequence_length" in accepted and pipe.tokenizer.model_max_length < accepted["max_sequence_length"].default:
+        # Longer captions than the tokenizer gives would be padding.
+        arguments["max_sequence_length"] = pipe.tokenizer.model_max_length
     return arguments
 
 
@@ -112,5 +114,5 @@ def shipped_plan(name: str) -> Plan:
     path = _WEIGHTS / model / "plans" / f"{plan}.json"
     if model not in SHIPPED or not path.is_file():
         found = [f"{m}/{p.stem}" for m in SHIPPED for p in sorted((_WEIGHTS / m / "plans").glob("*.json"))]
-        raise FestinaError(f"no shipped plan {name!r}; there are {', '.join(found)}.")
+        raise FestinaError(f"no shipped plan {name!r}; there are {', '.join(found) or 'none'}.")
     return Plan.load(path)

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BatchEncoding, T5EncoderModel, T5Tokenizer
 
+from festina.errors import FestinaError
 from festina.metrics.judge import ABSENT, HEADS, Judge, scene_targets
+from festina.strict import write_whole
 from festina.zoo.components import (
     CAPTION_TOKENS,
     TEXT_WIDTH,
@@ -301,8 +303,18 @@ def train_scenes(settings: TrainSettings, work: Path, out: Path, device: torch.d
         work: folder of checkpoints, logs and rendered data; needed to resume.
         out: folder that receives `pipeline/`, `judge/`, `settings.json` and the logs.
         device: where to train.
+
+    Raises:
+        FestinaError: `work` holds a training with other settings, or a folder cannot be written.
     """
     work.mkdir(parents=True, exist_ok=True)
+    told = json.dumps(asdict(settings), indent=2) + "\n"
+    record = work / "settings.json"
+    if record.exists() and record.read_text() != told:
+        raise FestinaError(
+            f"{work} holds a training with other settings; give the same ones to go on, or another folder."
+        )
+    write_whole(record, told)
     scenes, pictures = load_pictures(settings, work)
     vae = train_vae(settings, pictures, work, device)
     encoder = train_text_encoder(settings, scenes, work, device)
@@ -311,6 +323,6 @@ def train_scenes(settings: TrainSettings, work: Path, out: Path, device: torch.d
     del pictures
     transformer = train_denoiser(settings, scenes, latents, encoder, work, device)
     save_pipeline(vae.cpu(), encoder.cpu(), transformer.cpu(), latent_scaling(latents), out / "pipeline")
-    (out / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    write_whole(out / "settings.json", told)
     for stage in ("vae", "text", "denoiser", "judge"):
         (out / f"{stage}.log.jsonl").write_text((work / f"{stage}.log.jsonl").read_text())
