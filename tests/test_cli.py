@@ -149,7 +149,14 @@ def test_a_corrupt_archive_is_refused_and_left_alone(festina, tmp_path):
 def test_ctrl_c_in_a_search_keeps_the_archive_and_the_same_command_goes_on(tmp_path, searched):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "festina", "search", "scenes", "--out", str(out), *SMALL]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run started in the background ignores Ctrl-C and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (out / "archive.sqlite").exists():
