@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FEWER_STEPS = (4, 6, 8, 10, 14)
 FORA_INTERVALS = (2, 3, 4, 5)
+MOST_SHOWN, MOST_SEEDS = 16, 12
+"""Most plans of the front and most seeds that are measured for the front page; all plans are in the folder."""
+
 SCENES_SEED, HELD_OUT_SCENES_SEED = 100, 200
 
 
@@ -96,7 +99,8 @@ def report(pipe: Any, model: str, job: Any, reward: Reward, front: Any, out: Pat
     variants += [
         Variant(f"FORA {n}", "fora", fora(pipe, job.steps, n), job.steps) for n in FORA_INTERVALS if n < job.steps
     ]
-    variants += [Variant(f"found {n:02d}", "front", point.plan, job.steps) for n, point in enumerate(front.points)]
+    numbered = list(enumerate(front.points))
+    variants += [Variant(f"found {n:02d}", "front", point.plan, job.steps) for n, point in _some(numbered, MOST_SHOWN)]
     price = pricing(pipe, workload)
     variants += _seeds(pipe, job, price, {variant.plan.key() for variant in variants if variant.plan})
     points = compare(
@@ -108,6 +112,7 @@ def report(pipe: Any, model: str, job: Any, reward: Reward, front: Any, out: Pat
         holding(pipe, workload),
         uncached,
         fidelity_of(model, workload.prompts, next(pipe.transformer.parameters()).device),
+        rounds=3,
         progress=told,
     )
     page = FrontPage(
@@ -140,8 +145,16 @@ def _seeds(pipe: Any, job: Any, price: Any, known: set[str]) -> list[Any]:
 
     genome = Genome.of(find_denoiser(pipe), job.steps)
     plans = [genome.decode(bits) for bits in first_population(genome, job.settings, price)]
-    new = [plan for plan in plans if plan.key() not in known]
-    return [Variant(f"seed {number:02d}", "seed", plan, job.steps) for number, plan in enumerate(new)]
+    new = sorted((plan for plan in plans if plan.key() not in known), key=lambda plan: (price(plan), plan.key()))
+    some = _some(new, MOST_SEEDS)
+    return [Variant(f"seed {number:02d}", "seed", plan, job.steps) for number, plan in enumerate(some)]
+
+
+def _some(items: list[Any], most: int) -> list[Any]:
+    """At most so many of a list, evenly spread, both ends among them."""
+    if len(items) <= most:
+        return items
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 def fidelity_of(model: str, prompts: tuple[str, ...], device: Any) -> Any:
