@@ -15,7 +15,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/ready
-	$(BIN)/festina search scenes --out $(RUN) --population 16 --generations 6 --images 24 --held-out-images 48
+	$(BIN)/festina search scenes --out $(RUN) --population 12 --generations 6 --images 24 --held-out-images 40
 	$(BIN)/festina front $(RUN) --fewer-macs 2 --save $(RUN)/best.json
 	$(BIN)/festina generate scenes --plan $(RUN)/best.json --compare --out $(RUN)/pictures \
 	  'a large red circle left of a small blue square on a white background' \
