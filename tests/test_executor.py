@@ -376,6 +376,19 @@ def test_a_skip_between_two_reuses_does_not_lose_the_value(pixart):
     assert run.report().served[sites[1]] == 3
 
 
+def test_a_block_that_returns_nothing_for_a_stream_is_refused():
+    pipe = flux_pipeline()
+    sites = [s.name for s in block_sites(pipe.transformer)]
+    rows = ["C" * len(sites), "R" * len(sites), "C" * len(sites), "C" * len(sites)]
+    plan = Plan("FluxTransformer2DModel", tuple(sites), tuple(Step(1 - i / 4, row) for i, row in enumerate(rows)))
+    last = pipe.transformer.single_transformer_blocks[-1]
+    original = last.forward
+    last.forward = lambda *args, **kwargs: (None, original(*args, **kwargs)[1])
+    with festina.accelerate(pipe, plan) as run, pytest.raises(FestinaError, match="returns nothing for one of"):
+        generate(pipe)
+    assert len(run.store) == 0
+
+
 def test_sites_within_a_served_block_keep_nothing_for_nobody(pixart):
     sites = ("transformer_blocks.0:residual", "transformer_blocks.0.attn1")
     rows = ["CC", "RR", "CC", "CR"]

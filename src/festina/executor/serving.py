@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from festina.errors import FestinaError
 from festina.executor.clock import StepClock
 from festina.executor.store import Store, Value
 from festina.plan import COMPUTE, SKIP
@@ -95,6 +96,10 @@ def _residual_forward(module: nn.Module, column: Column, clock: StepClock, store
             after = original(*args, **kwargs)
             if keeps[step]:
                 outputs = after if isinstance(after, tuple) else (after,)
+                if any(out is None for out in outputs):
+                    raise FestinaError(
+                        f"{name}: this block returns nothing for one of {streams}; leave it out of the plan."
+                    )
                 store.put(branch, name, tuple(out - into for out, into in zip(outputs, before, strict=True)))
             return after
         column.served += 1
