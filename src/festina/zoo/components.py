@@ -1,12 +1,14 @@
-"""The untrained parts of the `scenes` pipeline: stock diffusers and transformers classes at small sizes."""
+"""Untrained parts that the shipped pipelines share: stock diffusers and transformers classes at small sizes."""
 
 from __future__ import annotations
 
+import json
 import string
+from collections.abc import Sequence
 
-import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtTransformer2DModel
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from festina.zoo import grammar
 
@@ -18,15 +20,61 @@ CAPTION_TOKENS = 20
 """Longest caption of the grammar in tokens, with the end token."""
 
 
-def build_tokenizer() -> T5Tokenizer:
-    """A T5 tokenizer that knows the grammar's words whole and spells everything else."""
+def grammar_words() -> list[str]:
+    """Every word of a caption, once."""
     words = [*grammar.SHAPES, *grammar.COLOURS, *grammar.SIZES, *grammar.BACKGROUNDS]
     words += [word for relation in grammar.RELATIONS for word in relation.split()]
     words += ["a", "an", "on", "background", "and", "the", "to", "with"]
+    return list(dict.fromkeys(words))
+
+
+def build_tokenizer(more: Sequence[str] = ()) -> T5Tokenizer:
+    """A T5 tokenizer that knows the grammar's words whole, and `more` behind them, and spells everything else."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
-    pieces += [(f"▁{word}", -4.0) for word in dict.fromkeys(words)]
+    pieces += [(f"▁{word}", -4.0) for word in grammar_words()]
     pieces += [(letter, -9.0) for letter in string.ascii_letters + string.digits + ".,;:!?'-()"]
+    pieces += [(f"▁{word}", -4.0) for word in more]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=CAPTION_TOKENS)
+
+
+def build_clip_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte pairs were learned from the grammar's words, so that each of them is one token."""
+    start, end, word_end = "<|startoftext|>", "<|endoftext|>", "</w>"
+    learned = Tokenizer(models.BPE(end_of_word_suffix=word_end, unk_token=end))
+    learned.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        end_of_word_suffix=word_end,
+        special_tokens=[start, end],
+        initial_alphabet=list(string.ascii_lowercase),
+        show_progress=False,
+    )
+    learned.train_from_iterator([" ".join(grammar_words())] * 10, trainer)
+    pairs = json.loads(learned.to_str())["model"]
+    vocabulary = dict(pairs["vocab"])
+    for letter in string.ascii_lowercase + string.digits + ".,;:!?'-()":
+        for piece in (letter, letter + word_end):
+            vocabulary.setdefault(piece, len(vocabulary))
+    merges = [tuple(pair) for pair in pairs["merges"]]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CAPTION_TOKENS)
+
+
+def build_clip_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Three CLIP text layers, 128 wide, for the ids of this tokenizer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            projection_dim=TEXT_WIDTH,
+            max_position_embeddings=CAPTION_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def build_text_encoder(vocabulary: int) -> T5EncoderModel:
@@ -58,24 +106,6 @@ def build_vae() -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=64,
     )
-
-
-def build_transformer() -> PixArtTransformer2DModel:
-    """Eight blocks of self-attention, cross-attention and feed-forward, 192 wide, 64 tokens; starts by predicting 0."""
-    transformer = PixArtTransformer2DModel(
-        num_attention_heads=6,
-        attention_head_dim=32,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        num_layers=8,
-        cross_attention_dim=192,
-        caption_channels=TEXT_WIDTH,
-        sample_size=LATENT_SIZE,
-        patch_size=2,
-        use_additional_conditions=False,
-    )
-    torch.nn.init.zeros_(transformer.proj_out.weight)
-    return transformer
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
