@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from festina.zoo import grammar
@@ -38,25 +37,41 @@ def build_tokenizer(more: Sequence[str] = ()) -> T5Tokenizer:
 
 
 def build_clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte pairs were learned from the grammar's words, so that each of them is one token."""
+    """A CLIP tokenizer whose byte pairs join each of the grammar's words to one token, and that spells the rest."""
     start, end, word_end = "<|startoftext|>", "<|endoftext|>", "</w>"
-    learned = Tokenizer(models.BPE(end_of_word_suffix=word_end, unk_token=end))
-    learned.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000,
-        end_of_word_suffix=word_end,
-        special_tokens=[start, end],
-        initial_alphabet=list(string.ascii_lowercase),
-        show_progress=False,
-    )
-    learned.train_from_iterator([" ".join(grammar_words())] * 10, trainer)
-    pairs = json.loads(learned.to_str())["model"]
-    vocabulary = dict(pairs["vocab"])
-    for letter in string.ascii_lowercase + string.digits + ".,;:!?'-()":
-        for piece in (letter, letter + word_end):
-            vocabulary.setdefault(piece, len(vocabulary))
-    merges = [tuple(pair) for pair in pairs["merges"]]
+    letters = string.ascii_lowercase + string.digits + ".,;:!?'-()"
+    pieces = [start, end, *letters, *(letter + word_end for letter in letters)]
+    vocabulary, merges = byte_pairs(grammar_words(), {piece: number for number, piece in enumerate(pieces)}, word_end)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CAPTION_TOKENS)
+
+
+def byte_pairs(
+    words: Iterable[str], vocabulary: Mapping[str, int], last: str = ""
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Byte pairs that join each word to one token.
+
+    Not learned by a trainer, because that one numbers its tokens differently in every process.
+
+    Args:
+        words: spelled in the letters of the vocabulary.
+        vocabulary: tokens that exist already, with at least every letter.
+        last: what the vocabulary appends to the last letter of a word.
+
+    Returns:
+        the vocabulary with the new tokens, and the pairs in the order in which they are joined.
+    """
+    known, ranks = dict(vocabulary), dict[tuple[str, str], int]()
+    for word in dict.fromkeys(words):
+        pieces = [*word[:-1], word[-1] + last]
+        while len(pieces) > 1:
+            pairs = list(itertools.pairwise(pieces))
+            # Earlier words may have joined some letters already; go on from what they leave.
+            pair = min((pair for pair in pairs if pair in ranks), key=ranks.__getitem__, default=pairs[0])
+            ranks.setdefault(pair, len(ranks))
+            known.setdefault("".join(pair), len(known))
+            place = pairs.index(pair)
+            pieces[place : place + 2] = ["".join(pair)]
+    return known, list(ranks)
 
 
 def build_clip_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

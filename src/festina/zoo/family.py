@@ -4,13 +4,57 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from festina.metrics.judge import HEADS, scene_targets
+from festina.zoo.grammar import sample_scenes
+from festina.zoo.render import render
+
+
+class Captioned(Protocol):
+    """Something that can be drawn and said."""
+
+    def caption(self) -> str: ...
+
+
 Conditions = Mapping[str, Tensor]
 """What a denoiser is told of captions: tensors with one row per caption."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides the outcome of a training run; kept beside the weights.
+
+    Attributes:
+        scenes: pictures or videos rendered for training.
+        vae_steps, text_steps, denoiser_steps, judge_steps: optimiser steps of each stage.
+        vae_batch, text_batch, denoiser_batch, judge_batch: pictures (of a video all frames) or captions per step.
+        caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
+        learning_rate: peak rate of the denoiser stage (cosine to zero after a warm-up).
+        ema_decay: decay of the moving average of the denoiser's weights.
+        seed: fixes data, initial weights and noise.
+        compile: run the denoiser through `torch.compile` (needs a C++ compiler; about 1.5 times as fast on a CPU).
+    """
+
+    scenes: int = 40_000
+    vae_steps: int = 2_000
+    vae_batch: int = 32
+    text_steps: int = 1_200
+    text_batch: int = 128
+    denoiser_steps: int = 8_000
+    denoiser_batch: int = 64
+    judge_steps: int = 2_500
+    judge_batch: int = 64
+    caption_dropout: float = 0.1
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.999
+    seed: int = 0
+    compile: bool = False
 
 
 class Family(ABC):
@@ -18,9 +62,27 @@ class Family(ABC):
 
     Attributes:
         name: name of the pipeline, such as "scenes-flux".
+        settings: how it is trained if nothing else is said.
+        heads: what there is to read in a caption: the words of each attribute.
+        call: arguments that the stock pipeline's call wants, kept beside the weights in `call.json`.
     """
 
     name: str
+    settings = TrainSettings()
+    heads: Mapping[str, tuple[str, ...]] = HEADS
+    call: Mapping[str, Any] = MappingProxyType({})
+
+    def sample(self, count: int, seed: int) -> Sequence[Captioned]:
+        """What to draw for training: no held-out combination among it."""
+        return sample_scenes(count, seed)
+
+    def render(self, scenes: Sequence[Any], seed: int) -> Tensor:
+        """Pictures (count, 3, 64, 64) in [0, 1] of what `sample` gave; of a video, (count, frames, 3, 64, 64)."""
+        return render(scenes, seed)
+
+    def targets(self, scenes: Sequence[Any]) -> Mapping[str, Tensor]:
+        """What a text encoder should read in the captions: class index per head and scene."""
+        return scene_targets(scenes)
 
     @abstractmethod
     def denoiser(self) -> nn.Module:

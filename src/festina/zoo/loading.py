@@ -13,14 +13,20 @@ import torch
 
 from festina.errors import FestinaError
 from festina.plan import Plan
+from festina.strict import brief, read_json
 
 if TYPE_CHECKING:
     from festina.metrics.judge import Judge
 
-SHIPPED = ("scenes",)
-"""Names of the pipelines that ship."""
+SHIPPED = ("scenes", "scenes-flux", "scenes-unet", "scenes-video")
+"""Names of the pipelines that ship; the weights of `scenes` are in every installation, those of the others not."""
 
-_WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folder of what ships: for each pipeline a folder as `festina zoo train` writes it, with plans beside. In a wheel the
+larger ones have no `pipeline`."""
+
+CALL_FILE = "call.json"
+"""File in a pipeline's folder: arguments that the call of this pipeline wants, as a JSON object."""
 
 
 def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
@@ -36,12 +42,13 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
         the pipeline, with its progress bar off.
 
     Raises:
-        FestinaError: no such folder or Hub repository, or it holds no diffusers pipeline.
+        FestinaError: no such folder or Hub repository, it holds no diffusers pipeline, or the weights of a shipped
+            pipeline are not in this installation.
     """
     # diffusers takes seconds to import; `festina plan show` should not wait for it.
     from diffusers import DiffusionPipeline
 
-    source = str(_WEIGHTS / model / "pipeline") if model in SHIPPED else os.fspath(model)
+    source = str(shipped_folder(str(model)) / "pipeline") if model in SHIPPED else os.fspath(model)
     folder = Path(source)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise FestinaError(f"{source} holds no diffusers pipeline: it has no model_index.json.")
@@ -59,6 +66,22 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
         raise FestinaError(f"cannot load a pipeline from {source!r}: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of a shipped pipeline, with `pipeline/` in it.
+
+    Raises:
+        FestinaError: its weights are not in this installation.
+    """
+    folder = WEIGHTS / name
+    if not (folder / "pipeline" / "model_index.json").is_file():
+        raise FestinaError(
+            f"the weights of {name!r} are not in this installation. Train it with `festina zoo train {name} --out "
+            f"FOLDER` and give FOLDER/pipeline as the model; a checkout of Festina's sources has the weights too, in "
+            f"src/festina/zoo/weights/{name}/pipeline."
+        )
+    return folder
 
 
 @contextmanager
@@ -82,7 +105,11 @@ def call_arguments(pipe: Any) -> Mapping[str, Any]:
     """Arguments a pipeline's call needs to run quietly at its own size.
 
     PixArt pipelines cut captions with packages most people lack and know three latent sizes only; both are switched
-    off where they do not apply.
+    off where they do not apply. A pipeline that was loaded from a folder can say more in a file `call.json` in it, a
+    JSON object of arguments of its call, such as its size where that is not the default of its class.
+
+    Raises:
+        FestinaError: `call.json` cannot be read, is no JSON object, or names what the pipeline's call does not take.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
     arguments: dict[str, Any] = {}
@@ -90,18 +117,43 @@ def call_arguments(pipe: Any) -> Mapping[str, Any]:
         arguments["clean_caption"] = False
     if "use_resolution_binning" in accepted and pipe.transformer.config.sample_size not in (32, 64, 128):
         arguments["use_resolution_binning"] = False
-    if "max_sequence_length" in accepted and pipe.tokenizer.model_max_length < accepted["max_sequence_length"].default:
-        # Longer captions than the tokenizer gives would be padding.
-        arguments["max_sequence_length"] = pipe.tokenizer.model_max_length
-    return arguments
+    longest, usual = _longest_caption(pipe), getattr(accepted.get("max_sequence_length"), "default", None)
+    if isinstance(usual, int) and 0 < longest < usual:
+        # Longer captions than the tokenizers give would be padding.
+        arguments["max_sequence_length"] = longest
+    return arguments | _own_arguments(pipe, accepted)
+
+
+def _longest_caption(pipe: Any) -> int:
+    """Most tokens that any of a pipeline's tokenizers gives; 0 if it has none."""
+    # A pipeline with several text encoders cuts each one's text at its own length; the limit is for the longest.
+    parts = getattr(pipe, "components", {})
+    tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
+    return max((getattr(tokenizer, "model_max_length", 0) for tokenizer in tokenizers), default=0)
+
+
+def _own_arguments(pipe: Any, accepted: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder a pipeline was loaded from says in `call.json`; nothing where there is none."""
+    source = getattr(pipe, "name_or_path", None)
+    if not source or not (path := Path(source) / CALL_FILE).is_file():
+        return {}
+    try:
+        found = read_json(path.read_text(encoding="utf-8"), f"the call arguments {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FestinaError(f"cannot read {path}: {brief(error)}.") from None
+    if not isinstance(found, dict):
+        raise FestinaError(f"{path} holds no JSON object; wanted arguments of the pipeline's call by name.")
+    if unknown := sorted(set(found) - set(accepted)):
+        raise FestinaError(f"{path} names {unknown}, which the call of {type(pipe).__name__} does not take.")
+    return found
 
 
 def shipped_judge(device: str | torch.device = "cpu") -> Judge:
-    """The judge of the `scenes` pictures."""
+    """The judge of the pictures of `scenes`, `scenes-flux` and `scenes-unet`; see `festina.zoo.shipped` for videos."""
     # The judge knows the grammar, which lives in this package.
     from festina.metrics.judge import load_judge
 
-    return load_judge(_WEIGHTS / "scenes" / "judge", device)
+    return load_judge(WEIGHTS / "scenes" / "judge", device)
 
 
 def shipped_plan(name: str) -> Plan:
@@ -111,8 +163,8 @@ def shipped_plan(name: str) -> Plan:
         FestinaError: there is no such plan.
     """
     model, _, plan = name.partition("/")
-    path = _WEIGHTS / model / "plans" / f"{plan}.json"
+    path = WEIGHTS / model / "plans" / f"{plan}.json"
     if model not in SHIPPED or not path.is_file():
-        found = [f"{m}/{p.stem}" for m in SHIPPED for p in sorted((_WEIGHTS / m / "plans").glob("*.json"))]
+        found = [f"{m}/{p.stem}" for m in SHIPPED for p in sorted((WEIGHTS / m / "plans").glob("*.json"))]
         raise FestinaError(f"no shipped plan {name!r}; there are {', '.join(found) or 'none'}.")
     return Plan.load(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,23 +12,23 @@ from torch import Tensor
 
 from festina.zoo.components import build_vae
 from festina.zoo.denoising import autocast
-from festina.zoo.grammar import Scene, sample_scenes
-from festina.zoo.render import render
+from festina.zoo.family import Captioned, Family
 from festina.zoo.stages import Schedule, Stage, fit, save_atomically
 
 
-def load_pictures(count: int, seed: int, folder: Path) -> tuple[list[Scene], Tensor]:
-    """The training scenes and their pictures, uint8 (count, 3, 64, 64); rendered once, then read from `folder`."""
-    scenes = sample_scenes(count, seed)
+def load_pictures(family: Family, count: int, seed: int, folder: Path) -> tuple[Sequence[Captioned], Tensor]:
+    """The training scenes of a family and their pictures, uint8 (count, [frames,] 3, 64, 64); rendered once, then read
+    from `folder`."""
+    scenes = family.sample(count, seed)
     path = folder / "pictures.pt"
     if path.exists():
         pictures = torch.load(path, weights_only=True)
         if len(pictures) == len(scenes):
             return scenes, pictures
-    print(f"   render  {len(scenes)} pictures", flush=True)
+    print(f"   render  {len(scenes)} scenes", flush=True)
     parts = []
     for start in range(0, len(scenes), 1000):
-        part = render(scenes[start : start + 1000], seed=seed * 1_000_003 + start)
+        part = family.render(scenes[start : start + 1000], seed * 1_000_003 + start)
         parts.append(part.mul(255).round().to(torch.uint8))
     pictures = torch.cat(parts)
     save_atomically(pictures, path)
@@ -55,17 +56,21 @@ def train_vae(schedule: Schedule, seed: int, pictures: Tensor, folder: Path, dev
 
 @torch.no_grad()
 def encode_latents(vae: AutoencoderKL, pictures: Tensor, folder: Path, device: torch.device) -> Tensor:
-    """Latents of all training pictures, float16 (count, 4, 16, 16), unscaled; computed once, then read from disk."""
+    """Latents of all training pictures, float16 (count, 4, 16, 16), unscaled; computed once, then read from disk. Of
+    videos frame by frame: (count, 4, frames, 16, 16)."""
     path = folder / "latents.pt"
     if path.exists():
         known: Tensor = torch.load(path, weights_only=True)
         if len(known) == len(pictures):
             return known
+    frames = pictures.flatten(0, -4)
     parts = []
-    for start in range(0, len(pictures), 256):
-        images = pictures[start : start + 256].to(device).float().div(127.5).sub(1)
+    for start in range(0, len(frames), 256):
+        images = frames[start : start + 256].to(device).float().div(127.5).sub(1)
         with autocast(device):
             parts.append(vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean.half().cpu())
     latents = torch.cat(parts).contiguous()
+    if pictures.ndim == 5:
+        latents = latents.unflatten(0, pictures.shape[:2]).transpose(1, 2).contiguous()
     save_atomically(latents, path)
     return latents

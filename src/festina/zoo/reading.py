@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from festina.metrics.judge import ABSENT, HEADS, Judge, scene_targets
+from festina.metrics.judge import ABSENT, Judge, scene_targets
+from festina.metrics.video_judge import MOTION, VideoJudge, moving_targets
 from festina.zoo.components import TEXT_WIDTH
 from festina.zoo.denoising import autocast
 from festina.zoo.family import Family
 from festina.zoo.grammar import Scene, sample_scenes
+from festina.zoo.loading import shipped_judge
+from festina.zoo.motion import render_moving, sample_moving_scenes
 from festina.zoo.render import render
 from festina.zoo.stages import Schedule, Stage, fit
 
@@ -39,7 +42,6 @@ def train_text_encoders(
     schedule: Schedule,
     captions: Sequence[str],
     targets: Mapping[str, Tensor],
-    classes: Mapping[str, int],
     folder: Path,
     device: torch.device,
 ) -> nn.ModuleDict:
@@ -52,11 +54,11 @@ def train_text_encoders(
         schedule: how they are optimised.
         captions: what they read.
         targets: class index per head and caption, `ABSENT` where a head does not apply.
-        classes: number of classes of each head.
         folder: where checkpoint and log live.
         device: where to train.
     """
     encoders = family.text_encoders().to(device)
+    classes = {head: len(words) for head, words in family.heads.items()}
     readers = nn.ModuleDict({head: nn.Linear(TEXT_WIDTH, count) for head, count in classes.items()}).to(device)
 
     def loss_of(step: int, indices: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -115,6 +117,31 @@ def train_judge(schedule: Schedule, count: int, seed: int, folder: Path, device:
     return judge
 
 
-def head_classes() -> dict[str, int]:
-    """Number of classes of each of the judge's heads."""
-    return {head: len(words) for head, words in HEADS.items()}
+def train_video_judge(schedule: Schedule, count: int, seed: int, folder: Path, device: torch.device) -> VideoJudge:
+    """The judge of videos, on renders of `count` moving scenes, half of them with held-out combinations.
+
+    It starts from the judge of pictures; the first and the last frame of a video tell all there is to read.
+    """
+    torch.manual_seed(seed + 1)
+    judge = VideoJudge().to(device)
+    judge.frames.load_state_dict(shipped_judge().state_dict())
+    scenes = sample_moving_scenes(count // 2, seed + 11) + sample_moving_scenes(count // 2, seed + 12, held_out=True)
+    parts = [render_moving(scenes[i : i + 500], i + 5)[:, [0, -1]] for i in range(0, len(scenes), 500)]
+    videos = torch.cat([part.mul(255).byte() for part in parts])
+    targets = moving_targets(scenes)
+
+    def loss_of(step: int, indices: Tensor) -> tuple[Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(step)
+        images, damage = damaged(videos[indices].flatten(0, 1).float().div(255), generator)
+        with autocast(device):
+            seen = judge.frames.features(images.to(device))
+            read = {head: layer(seen) for head, layer in judge.frames.heads.items()}
+            motion = judge.motion(seen.unflatten(0, (-1, 2)).flatten(1))
+        wanted = {head: target[indices].to(device) for head, target in targets.items()}
+        both = damage.view(-1, 2).amax(1).to(device)
+        twice = {head: target.repeat_interleave(2) for head, target in wanted.items()}
+        return reading_loss(read, twice, damage.to(device)) + reading_loss({MOTION: motion}, wanted, both), {}
+
+    fit(Stage(folder, "judge"), schedule, {"model": judge}, len(scenes), loss_of)
+    judge.eval()
+    return judge

@@ -92,17 +92,26 @@ def render(scenes: Sequence[Scene], seed: int) -> Tensor:
         float tensor (len(scenes), 3, 64, 64) in [0, 1].
     """
     generator = torch.Generator().manual_seed(seed)
-    axis = (torch.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE
-    row, column = torch.meshgrid(axis, axis, indexing="ij")
     pictures = torch.empty(len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE)
     for index, scene in enumerate(scenes):
         layout = sample_layout(scene, generator)
-        shades = (torch.rand(3, 3, generator=generator) * 2 - 1) * 0.02
-        picture = torch.tensor(BACKGROUND_RGB[scene.background]).div(255).add(shades[2]).view(3, 1, 1)
-        for thing, centre, radius, shade in zip(scene.things, layout.centres, layout.radii, shades, strict=False):
-            distance = _signed_distance(thing.shape, column - centre[0], centre[1] - row, radius)
-            cover = (0.5 - distance * IMAGE_SIZE).clamp(0, 1)
-            colour = torch.tensor(COLOUR_RGB[thing.colour]).div(255).add(shade).view(3, 1, 1)
-            picture = picture * (1 - cover) + colour * cover
-        pictures[index] = picture.clamp(0, 1)
+        pictures[index] = draw(scene, layout, sample_shades(generator))
     return pictures
+
+
+def sample_shades(generator: torch.Generator) -> Tensor:
+    """A slight shift (3, 3) of the colours of first object, second object and background."""
+    return (torch.rand(3, 3, generator=generator) * 2 - 1) * 0.02
+
+
+def draw(scene: Scene, layout: Layout, shades: Tensor) -> Tensor:
+    """One picture (3, 64, 64) in [0, 1] of a scene laid out, with its colours shifted by `shades`."""
+    axis = (torch.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE
+    row, column = torch.meshgrid(axis, axis, indexing="ij")
+    picture = torch.tensor(BACKGROUND_RGB[scene.background]).div(255).add(shades[2]).view(3, 1, 1)
+    for thing, centre, radius, shade in zip(scene.things, layout.centres, layout.radii, shades, strict=False):
+        distance = _signed_distance(thing.shape, column - centre[0], centre[1] - row, radius)
+        cover = (0.5 - distance * IMAGE_SIZE).clamp(0, 1)
+        colour = torch.tensor(COLOUR_RGB[thing.colour]).div(255).add(shade).view(3, 1, 1)
+        picture = picture * (1 - cover) + colour * cover
+    return picture.clamp(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
@@ -35,7 +35,7 @@ class Scenes(Family):
         transformer = build_transformer()
         # The backward pass of the fused attention is several times slower than plain products on a CPU.
         transformer.set_attn_processor(AttnProcessor())
-        return transformer
+        return cast(nn.Module, transformer)
 
     def text_encoders(self) -> nn.ModuleDict:
         return nn.ModuleDict({"t5": build_text_encoder(len(self.tokenizer))})

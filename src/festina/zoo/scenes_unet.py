@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -17,13 +17,14 @@ from festina.zoo.components import (
     build_clip_text_encoder,
     build_clip_tokenizer,
 )
-from festina.zoo.family import Conditions, Family
+from festina.zoo.family import Conditions, Family, TrainSettings
 
 
 class ScenesUNet(Family):
     """Three levels of 16, 8 and 4 pixels, the lower two with attention; guidance in one batched call."""
 
     name = "scenes-unet"
+    settings = TrainSettings(denoiser_steps=4_200)
 
     def __init__(self) -> None:
         self.clip = build_clip_tokenizer()
@@ -52,7 +53,7 @@ class ScenesUNet(Family):
         )
         # The backward pass of the fused attention is several times slower than plain products on a CPU.
         unet.set_attn_processor(AttnProcessor())
-        return unet.to(memory_format=torch.channels_last)
+        return cast(nn.Module, unet.to(memory_format=torch.channels_last))
 
     def text_encoders(self) -> nn.ModuleDict:
         return nn.ModuleDict({"clip": build_clip_text_encoder(self.clip)})
@@ -82,7 +83,7 @@ class ScenesUNet(Family):
             vae=vae,
             text_encoder=encoders["clip"],
             tokenizer=self.clip,
-            unet=denoiser.to(memory_format=torch.contiguous_format),
+            unet=cast(Any, denoiser).to(memory_format=torch.contiguous_format),
             scheduler=self.scheduler,
             safety_checker=None,
             feature_extractor=None,
