@@ -45,7 +45,7 @@ from festina.errors import FestinaError
 from festina.executor import accelerate
 from festina.methods import fora
 from festina.plan import COMPUTE, Plan
-from festina.sites import resolve, site_module
+from festina.sites import resolve, site_modules
 
 TYPE = torch.bfloat16
 INTERVALS = (2, 3, 4, 5)
@@ -149,7 +149,7 @@ def by_hooks(model: Model, plan: Plan) -> list[Tensor]:
         step += 1
 
     handles = [
-        site_module(model.denoiser, site).register_forward_hook(swapping(site.name, column))
+        site_modules(model.denoiser, site)[0].register_forward_hook(swapping(site.name, column))
         for column, site in enumerate(resolve(model.denoiser, plan.sites))
     ]
     try:
@@ -166,7 +166,7 @@ def speed(model: Model, steps: int, rounds: int) -> Figures:
     runs |= {label: _timed(model, plan) for label, plan in plans.items()}
     tell(f"{model.name}: timing")
     seconds = interleaved(runs, rounds)
-    prices = mac_table(model.denoiser, model.shape)
+    prices = mac_table(model.denoiser, model.traced)
     uncached = steps * prices.full.total
     # The allocator's peak says what a run really needs; it is read in a run of its own, apart from the timing.
     allocated = {label: _allocated(model, run) for label, run in runs.items()}
@@ -186,7 +186,7 @@ def speed(model: Model, steps: int, rounds: int) -> Figures:
 
 def held(plan: Plan, model: Model) -> int:
     """Bytes a plan holds at most, as predicted before it runs."""
-    return held_bytes(plan, model.denoiser, model.shape, model.latents.element_size())
+    return held_bytes(plan, model.denoiser, model.traced, model.latents.element_size())
 
 
 def table_of_exactness(found: Figures) -> str:

@@ -13,9 +13,8 @@ from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel
 from timing import nothing
 from torch import Tensor, nn
 
+from festina.cost import Call, CallTrace, trace
 from festina.executor import Run
-from festina.executor.run import call_shape
-from festina.layers import Shape
 from festina.plan import Plan
 from festina.sites import Site, component_sites
 
@@ -39,9 +38,9 @@ class Model:
     noisiest: float
 
     @property
-    def shape(self) -> Shape:
-        """Size of a call."""
-        return call_shape(self.denoiser, self.latents, self.inputs["encoder_hidden_states"])
+    def traced(self) -> CallTrace:
+        """A trace of the first call."""
+        return trace(self.denoiser, Call((), self.arguments(self.latents, 1.0)))
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -50,9 +49,13 @@ class Model:
 
     def call(self, latents: Tensor, noise: float) -> Tensor:
         """The denoiser's output for latents at a noise level in [0, 1]."""
-        times = torch.full((len(latents),), noise * self.noisiest, device=latents.device)
-        output: Tensor = self.denoiser(hidden_states=latents, timestep=times, return_dict=False, **self.inputs)[0]
+        output: Tensor = self.denoiser(**self.arguments(latents, noise))[0]
         return output
+
+    def arguments(self, latents: Tensor, noise: float) -> dict[str, Any]:
+        """The arguments of a call."""
+        times = torch.full((len(latents),), noise * self.noisiest, device=latents.device)
+        return {"hidden_states": latents, "timestep": times, "return_dict": False, **self.inputs}
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def measure(model: Model, steps: int, rounds: int) -> Figures:
     return {
         "step_seconds": middle[EVERYTHING] / steps,
         "groups": group_figures(model, fitted, alternating, seconds),
-        "macs_per_step": mac_table(model.denoiser, model.shape).full.total,
+        "macs_per_step": mac_table(model.denoiser, model.traced).full.total,
         "latency_model": {
             "fixed_per_step": fitted.fixed_per_step,
             "predicted": predicted,
@@ -89,7 +89,7 @@ def group_figures(
     model: Model, fitted: LatencyModel, alternating: dict[str, Plan], seconds: dict[str, list[float]]
 ) -> Figures:
     """Per group: how often it was skipped, what each skip saved, and what it was priced at."""
-    prices, figures = mac_table(model.denoiser, model.shape), {}
+    prices, figures = mac_table(model.denoiser, model.traced), {}
     for group, (label, plan) in zip(fitted.groups, alternating.items(), strict=True):
         skips = int((~plan.mask()).sum())
         per_round = zip(seconds[EVERYTHING], seconds[label], strict=True)

@@ -21,8 +21,8 @@ from festina.cli.searching import (
     FORA_INTERVALS,
     fidelity_of,
     load_reward,
+    notes_on,
     read_prompts,
-    scene_captions,
 )
 from festina.errors import FestinaError
 from festina.methods import fora
@@ -34,8 +34,10 @@ from festina.search import Workload
 from festina.search.pricing import holding, pricing
 from festina.sites import component_sites, find_denoiser
 from festina.zoo import call_arguments, load
+from festina.zoo.shipped import shipped
 
-SHIPPED = ("scenes/fast", "scenes/faster", "scenes/fastest")
+PLANS = ("fast", "faster", "fastest")
+"""Names of the plans that ship for a pipeline that ships."""
 
 SCENES_SEED = 400
 """Seed of the captions: none that a search draws from, neither to calibrate nor to score its front."""
@@ -67,9 +69,13 @@ def measure(asked: argparse.Namespace) -> FrontPage:
     Raises:
         FestinaError: the plans have different numbers of steps, or model, plans, prompts or reward cannot be had.
     """
-    plans, device = named_plans(asked.plans), device_named(asked.device)
+    ours = shipped(asked.model)
+    if asked.plans is None and ours is None:
+        raise FestinaError("no plans; give --plans with one or more plan files.")
+    plans = named_plans(asked.plans or [f"{asked.model}/{name}" for name in PLANS])
+    device = device_named(asked.device)
     steps = len(next(iter(plans.values())).steps)
-    reward = load_reward(asked.reward or ("judge" if asked.model == "scenes" else None), asked.device)
+    reward = load_reward(asked.reward or ("judge" if ours else None), asked.device, asked.model)
     pipe = load(asked.model, device)
     prompts = _prompts(asked)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(prompts)))
@@ -95,6 +101,7 @@ def measure(asked: argparse.Namespace) -> FrontPage:
         hardware=describe(device),
         settings=f"{steps} steps of {type(pipe.scheduler).__name__}, guidance {asked.guidance:g}, {len(prompts)} "
         f"held-out prompts, {reward.name} reward, batches of {asked.batch}, {asked.rounds} timed rounds",
+        notes=notes_on(pipe),
     )
 
 
@@ -141,18 +148,19 @@ def same_seconds(page: FrontPage, point: Point) -> str:
 def _prompts(asked: argparse.Namespace) -> tuple[str, ...]:
     if asked.prompts is not None:
         return read_prompts(asked.prompts)[: asked.held_out_images]
-    if asked.model != "scenes":
+    ours = shipped(asked.model)
+    if ours is None:
         raise FestinaError("no prompts; give --prompts FILE with one per line, none of which the plans were made on.")
-    return scene_captions(asked.held_out_images, SCENES_SEED)
+    return ours.captions(asked.held_out_images, SCENES_SEED)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command(__doc__, rounds=5)
-    parser.add_argument("model", help="local folder, Hub id, or 'scenes'")
-    parser.add_argument("--plans", nargs="+", default=SHIPPED, help="plan files, or plans that ship (those of scenes)")
-    parser.add_argument("--prompts", type=Path, help="text file of held-out prompts, one per line; not for scenes")
+    parser.add_argument("model", help="local folder, Hub id, or a pipeline that ships, such as 'scenes'")
+    parser.add_argument("--plans", nargs="+", help="plan files, or plans that ship (those of the model)")
+    parser.add_argument("--prompts", type=Path, help="text file of held-out prompts, one per line; not for what ships")
     parser.add_argument("--held-out-images", type=at_least(2), default=128, help="pictures of each run (128)")
-    parser.add_argument("--reward", help="judge (scenes only) or clip:MODEL with a folder or Hub id")
+    parser.add_argument("--reward", help="judge (what ships), video-judge or clip:MODEL")
     parser.add_argument("--guidance", type=float, default=4.5, help="strength of classifier-free guidance (4.5)")
     parser.add_argument("--batch", type=at_least(1), default=16, help="pictures per call (16)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")

@@ -20,17 +20,17 @@ from festina.search.evaluation import Evaluation
 from festina.search.front import Front, Point
 from festina.search.genome import Genome
 from festina.search.settings import SearchSettings
-from festina.sites import Component, Site
+from festina.sites import Site
 
 SETTINGS = SearchSettings(population=16, generations=12, seed=3)
 
 
 def toy_genome(steps: int = 4, blocks: int = 2) -> Genome:
-    parts = (Component("attn1", "image", "image"), Component("ff", "image"))
+    parts = {"attn1": "self-attention", "ff": "feed-forward"}
     sites = tuple(
-        Site(f"blocks.{block}.{part.name}", f"blocks.{block}.{part.name}", "blocks", block, part, ("hidden_states",))
+        Site(f"blocks.{block}.{part}", "output", (f"blocks.{block}.{part}",), "blocks", f"blocks.{block}", part, role)
         for block in range(blocks)
-        for part in parts
+        for part, role in parts.items()
     )
     return Genome("Toy", sites, steps)
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from festina.methods import fora
 from festina.metrics.distances import frechet_distance, psnr
 from festina.report import FrontPage, Point, comparison
 from festina.report.choice import best_point
-from festina.report.comparison import Fidelity, Variant, compare, png
+from festina.report.comparison import Fidelity, Variant, animation, compare, png, strip
+from festina.report.page import page_html
 from festina.search import Workload
 from festina.search.generation import generate
 from festina.search.pricing import holding, pricing, probe
@@ -120,6 +122,69 @@ def test_timing_is_interleaved(pipe, workload, uncached, monkeypatch):
     seconds = comparison._interleaved(pipe, variants, workload, 3, lambda number: None)
     assert order == [("a", 2), ("b", 2)] * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+class Videos:
+    """A pipeline whose videos get darker with every step; the seed decides where they are bright."""
+
+    def __call__(self, prompt, generator, num_inference_steps, guidance_scale, output_type, video_length=4):
+        noise = [torch.rand(video_length, 3, 8, 8, generator=one) for one in generator]
+        return SimpleNamespace(frames=torch.stack(noise) / num_inference_steps)
+
+
+@pytest.fixture(scope="module")
+def video_points(uncached):
+    features = lambda videos: videos[:, 0].flatten(1)[:, :5]  # noqa: E731
+    return compare(
+        Videos(),
+        [Variant("uncached", "uncached", None, 4), Variant("2 steps", "fewer-steps", None, 2)],
+        Workload(PROMPTS, (0, 1, 2), 4, 4.5, 2),
+        Brightness(),
+        lambda plan: len(plan.steps),
+        lambda plan: 0,
+        uncached,
+        Fidelity(features, torch.rand(20, 5, generator=torch.Generator().manual_seed(0))),
+        shown=2,
+        rounds=1,
+    )
+
+
+def test_videos_are_measured_over_all_frames(video_points):
+    four, two = video_points
+    noise = torch.stack([torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
+    assert four.reward == pytest.approx(noise.mean().item() / 4, rel=1e-5)
+    assert two.reward == pytest.approx(noise.mean().item() / 2, rel=1e-5)
+    error = (noise / 4).double().square().flatten(1).mean(1)
+    assert two.psnr == pytest.approx((-10 * error.log10()).mean().item(), rel=1e-6)
+    reference = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
+    assert two.frechet == pytest.approx(frechet_distance((noise / 2)[:, 0].flatten(1)[:, :5], reference))
+
+
+def test_the_picture_of_a_video_is_its_frames_side_by_side(video_points):
+    noise = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 4
+    shown = np.asarray(Image.open(io.BytesIO(video_points[0].pictures[0])))
+    assert shown.shape == (8, 32, 3)
+    for number, frame in enumerate(noise):
+        wanted = (frame * 255).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(shown[:, 8 * number : 8 * number + 8], wanted)
+    assert torch.equal(strip(noise[0]), noise[0])
+
+
+def test_an_animation_holds_every_frame_without_loss():
+    video = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with Image.open(io.BytesIO(animation(video))) as moving:
+        assert (moving.format, moving.n_frames, moving.info["loop"]) == ("PNG", 4, 0)
+        for number, frame in enumerate(video):
+            moving.seek(number)
+            wanted = (frame * 255).round().byte().permute(1, 2, 0).numpy()
+            assert np.array_equal(np.asarray(moving.convert("RGB")), wanted)
+            assert moving.info["duration"] == 125
+
+
+def test_the_page_gives_videos_the_whole_width(points, video_points):
+    for found, wide in ((tuple(points.values()), "false"), (video_points, "true")):
+        page = FrontPage("t", "m", PROMPTS[:2], found, "h", "s")
+        assert f'"wide": {wide}' in page_html(page)
 
 
 def page_of(plan, *figures):

@@ -11,18 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from denoisers import table as classes
 
-import festina
-from festina import FestinaError, Plan, sites
+from festina import Plan
 from festina.cli.main import app
-from festina.cost import Shape, held_bytes, mac_table
-from festina.methods import fora
 from festina.report.look import LOOKS
 from festina.search.settings import SearchSettings
-from festina.sites import Row, component_sites
+from festina.sites import component_sites, rows
 from festina.zoo import components, grammar
 from festina.zoo.train import TrainSettings
 
@@ -203,97 +198,30 @@ def test_sizes_of_scenes():
 
 
 class TestAddingAModel:
-    """The worked example of docs/adding_a_model.md."""
+    """The worked example of docs/adding_a_model.md, on the model of examples/own_model.py."""
 
     @pytest.fixture(autouse=True)
     def own_rows(self, monkeypatch):
-        monkeypatch.setattr(sites, "_ROWS", dict(sites._ROWS))
+        monkeypatch.setattr(rows, "_ROWS", dict(rows._ROWS))
 
-    @pytest.fixture
-    def names(self) -> dict[str, object]:
-        names: dict[str, object] = {}
-        exec(blocks(ROOT / "docs" / "adding_a_model.md", "python")[0], names)
-        return names
-
-    @staticmethod
-    def denoiser(dual: tuple[int, ...] = ()) -> SD3Transformer2DModel:
-        torch.manual_seed(0)
-        return SD3Transformer2DModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
-            num_layers=3,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=12,
-            caption_projection_dim=16,
-            pooled_projection_dim=8,
-            pos_embed_max_size=16,
-            dual_attention_layers=dual,
-        ).eval()
-
-    @staticmethod
-    def inputs() -> tuple[torch.Tensor, ...]:
-        generator = torch.Generator().manual_seed(1)
-        latents, text, pooled = (torch.randn(2, *size, generator=generator) for size in ((4, 16, 16), (10, 12), (8,)))
-        return latents, text, pooled, torch.tensor([500, 500])
-
-    def test_the_row_is_the_one_of_the_example(self, names):
-        registered = sites.row_of(self.denoiser())
-        assert isinstance(registered, Row)
+    def test_the_row_and_the_checks_of_the_page(self, capsys):
         spec = importlib.util.spec_from_file_location("own_model", ROOT / "examples" / "own_model.py")
         example = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(example)
-        assert registered == example.SD3
+        torch.manual_seed(0)
+        denoiser = example.MyDenoiser().eval()
+        row, *checks = blocks(ROOT / "docs" / "adding_a_model.md", "python")
+        exec(row, {})
+        assert [site.name for site in component_sites(denoiser)][:2] == ["layers.0.mix", "layers.0.feed"]
+        names = {"denoiser": denoiser, "inputs": (torch.randn(2, 16, 32), torch.ones(1))}
+        for check in checks:
+            exec(check, names)
+        assert "0.0% of the MACs cannot be served" in capsys.readouterr().out
 
-    def test_its_price_is_what_torch_counts(self, names):
-        denoiser = self.denoiser()
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            denoiser(*self.inputs())
-        assert 2 * mac_table(denoiser, Shape(2, 64, 10)).full.total == counter.get_total_flops()
 
-    def test_the_checks_of_the_page_pass(self, names, capsys):
-        names |= {"denoiser": self.denoiser(), "inputs": self.inputs()}
-        for block in blocks(ROOT / "docs" / "adding_a_model.md", "python")[1:]:
-            exec(block, names)
-        assert "% of the MACs cannot be served" in capsys.readouterr().out
-
-    def test_a_plan_serves_the_right_calls_and_holds_what_was_predicted(self, names):
-        denoiser = self.denoiser()
-        plan = fora(denoiser, 4, 2)
-        with festina.accelerate(denoiser, plan) as run, torch.no_grad():
-            run.start(4)
-            for _ in range(4):
-                denoiser(*self.inputs())
-                run.next_step()
-        report = run.report()
-        assert set(report.computed.values()) == set(report.served.values()) == {2}
-        assert len(report.computed) == len(component_sites(denoiser)) == 6
-        assert report.peak_bytes == held_bytes(plan, denoiser, Shape(2, 64, 10), itemsize=4)
-
-    def test_computing_everything_changes_no_bit_of_the_stock_pipeline(self, names):
-        parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "vae")
-        pipe = StableDiffusion3Pipeline(
-            transformer=self.denoiser(), scheduler=FlowMatchEulerDiscreteScheduler(), **dict.fromkeys(parts)
-        )
-        pipe.set_progress_bar_config(disable=True)
-        _, texts, pooled, _ = self.inputs()
-        call = {"prompt_embeds": texts[:1], "pooled_prompt_embeds": pooled[:1]}
-        call |= {"negative_prompt_embeds": texts[1:], "negative_pooled_prompt_embeds": pooled[1:]}
-
-        def latents() -> torch.Tensor:
-            noise = torch.Generator().manual_seed(0)
-            size = {"height": 128, "width": 128}
-            return pipe(**call, **size, num_inference_steps=4, generator=noise, output_type="latent").images
-
-        untouched = latents()
-        with festina.accelerate(pipe, fora(pipe, 4, 1)):
-            assert torch.equal(latents(), untouched)
-        with festina.accelerate(pipe, fora(pipe, 4, 2)) as run:
-            assert not torch.equal(latents(), untouched)
-        assert run.report().shapes == {Shape(2, 64, 10): 4}
-        assert torch.equal(latents(), untouched)
-
-    def test_a_second_attention_in_some_blocks_is_refused(self, names):
-        with pytest.raises(FestinaError, match=r"transformer_blocks\.0\.attn2"):
-            mac_table(self.denoiser(dual=(0,)), Shape(2, 64, 10))
+def test_the_table_of_all_classes_is_what_its_command_prints():
+    """To renew it, paste what `python tests/denoisers/table.py` prints between the marks of docs/sites.md."""
+    text = (ROOT / "docs" / "sites.md").read_text(encoding="utf-8")
+    for mark, made in (("classes", classes.table()), ("left out", classes.left_out())):
+        found = text.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- end of {mark} -->")[0]
+        assert found.strip() == made.strip()

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from calls import Shape, prices
 from PIL import Image
 from safetensors.torch import load_file
 
-from festina import Plan, sites
-from festina.cost import Shape, mac_table
+from festina import Plan
 from festina.methods import fora
+from festina.sites import rows
 from festina.zoo import load
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -58,7 +59,7 @@ def test_small_search(tmp_path, capsys):
     assert best in plans
     macs = {figure.name: figure.value for figure in best.measured}["multiply-accumulates"]
     # Two rows a picture under guidance, 8 x 8 tokens, captions padded to 20.
-    assert 2 * macs <= 4 * mac_table(load("scenes").transformer, Shape(2, 64, 20)).full.total
+    assert 2 * macs <= 4 * prices(load("scenes").transformer, Shape(2, 64, 20)).full.total
     shown = capsys.readouterr().out
     assert shown.count("times fewer MACs") == len(plans) + 1
     assert "  1.00 times fewer MACs" in shown
@@ -76,12 +77,13 @@ def test_bare_denoiser(tmp_path, capsys):
 
 
 def test_own_model(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sites, "_ROWS", dict(sites._ROWS))
+    monkeypatch.setattr(rows, "_ROWS", dict(rows._ROWS))
     example("own_model").main(tmp_path)
     plan = Plan.load(tmp_path / "plan.json")
-    assert plan.denoiser == "SD3Transformer2DModel"
+    assert plan.denoiser == "MyDenoiser"
     assert plan.computed_steps() == (0, 2, 4)
     shown = capsys.readouterr().out
+    assert "no block with an attention was found in MyDenoiser" in shown
     assert "computing everything gives the same bits: True" in shown
     assert "18 site calls computed, 18 served" in shown
 

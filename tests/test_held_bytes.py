@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from calls import Shape, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cost import FLUX_256, PIXART_256, flux_dev, fora, pixart_alpha, plan_of
 from tiny import flux_transformer, pixart_transformer
 
-from festina.cost import Shape, held_bytes, values_held
+from festina.cost import held_bytes, values_held
 from festina.errors import FestinaError
 from festina.sites import component_sites
 
@@ -44,12 +45,12 @@ def test_held_bytes_by_hand():
     one = 2 * 16 * 16 * 4  # rows x tokens x width x bytes
     shape = Shape(2, 16, 5)
     # Step 1: attn1 is read for the last time and freed before ff stores its value.
-    assert held_bytes(plan_of(PAIR, "CC", "RC", "CR"), model, shape, 4) == one
-    assert held_bytes(plan_of(PAIR, "CC", "CR", "RC"), model, shape, 4) == 2 * one
-    assert held_bytes(plan_of(PAIR, "CC", "RR"), model, shape, 4) == 2 * one
-    assert held_bytes(plan_of(PAIR, "CC", "CC"), model, shape, 4) == 0
+    assert held_bytes(plan_of(PAIR, "CC", "RC", "CR"), model, traced(model, shape), 4) == one
+    assert held_bytes(plan_of(PAIR, "CC", "CR", "RC"), model, traced(model, shape), 4) == 2 * one
+    assert held_bytes(plan_of(PAIR, "CC", "RR"), model, traced(model, shape), 4) == 2 * one
+    assert held_bytes(plan_of(PAIR, "CC", "CC"), model, traced(model, shape), 4) == 0
     # The order of the plan's sites is not the order of execution.
-    assert held_bytes(plan_of(PAIR[::-1], "CC", "CR", "RC"), model, shape, 4) == one
+    assert held_bytes(plan_of(PAIR[::-1], "CC", "CR", "RC"), model, traced(model, shape), 4) == one
 
 
 def test_held_bytes_of_branches():
@@ -57,14 +58,16 @@ def test_held_bytes_of_branches():
     one = 16 * 16 * 4
     # The second branch still holds attn1 while the first stores ff.
     plan = plan_of(PAIR, "CC", "RC", "CR")
-    assert [held_bytes(plan, model, shape, 4, branches=n) for n in (1, 2, 3)] == [one, 2 * one, 3 * one]
+    assert [held_bytes(plan, model, traced(model, shape), 4, branches=n) for n in (1, 2, 3)] == [one, 2 * one, 3 * one]
 
 
 def test_held_bytes_of_flux_streams():
     model, shape = flux_transformer(), Shape(2, 6, 5)  # 32 wide
 
     def held(name):
-        return held_bytes(plan_of([name], "C", "R", denoiser="FluxTransformer2DModel"), model, shape, 1) / (2 * 32)
+        return held_bytes(
+            plan_of([name], "C", "R", denoiser="FluxTransformer2DModel"), model, traced(model, shape), 1
+        ) / (2 * 32)
 
     assert held("transformer_blocks.0.attn") == 6 + 5
     assert held("transformer_blocks.0.ff") == 6
@@ -79,14 +82,14 @@ def test_held_bytes_of_flux_streams():
 def test_held_bytes_of_real_models():
     pixart, flux = pixart_alpha(), flux_dev()
     # Every component of every block held at once: 84 outputs 1152 wide; 19 x 2 + 38 x 6 outputs 3072 wide.
-    assert held_bytes(fora(pixart, 20), pixart, PIXART_256, 2) == 84 * 2 * 256 * 1152 * 2
-    assert held_bytes(fora(flux, 20), flux, FLUX_256, 2) == (19 * 2 + 38 * 6) * 2 * 768 * 3072 * 2
+    assert held_bytes(fora(pixart, 20), pixart, traced(pixart, PIXART_256), 2) == 84 * 2 * 256 * 1152 * 2
+    assert held_bytes(fora(flux, 20), flux, traced(flux, FLUX_256), 2) == (19 * 2 + 38 * 6) * 2 * 768 * 3072 * 2
 
 
 def test_held_bytes_refuses_another_model():
-    plan = plan_of(["transformer_blocks.7.ff"], "C", "R")
+    plan, model = plan_of(["transformer_blocks.7.ff"], "C", "R"), pixart_transformer()
     with pytest.raises(FestinaError, match="not in this"):
-        held_bytes(plan, pixart_transformer(), Shape(1, 16, 5), 4)
+        held_bytes(plan, model, traced(model, Shape(1, 16, 5)), 4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,7 +112,7 @@ def test_held_bytes_follows_a_simulated_store(rows, branches):
                     held.discard((branch, site))
                 peak = max(peak, len(held))
     assert not held
-    assert held_bytes(plan, model, shape, 4, branches) == peak * 16 * 16 * 4
+    assert held_bytes(plan, model, traced(model, shape), 4, branches) == peak * 16 * 16 * 4
 
 
 @settings(max_examples=40, deadline=None)

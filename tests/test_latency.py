@@ -127,7 +127,7 @@ def test_probe_plans(sites):
 
 def test_probe_plans_are_all_different(sites):
     # With one group, "alone" and "everything" are one plan; with two steps, FORA 2 is too.
-    only = [site for site in sites if site.component.name == "ff"]
+    only = [site for site in sites if site.part == "ff"]
     assert len(probe_plans(NAME, only, 4)) == 3
     assert len(probe_plans(NAME, only, 2)) == 2
 

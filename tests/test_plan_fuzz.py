@@ -18,6 +18,8 @@ LIMITED = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NAMES = TEXTS.filter(bool)
+SITES = NAMES.filter(lambda text: ":" not in text and ".." not in text)
+BLOCKS = st.builds("{}.{}:residual".format, SITES, st.integers(0, 9))
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -33,7 +35,7 @@ ODD = st.one_of(
 
 @st.composite
 def plans(draw):
-    sites = tuple(draw(st.lists(NAMES, min_size=1, max_size=5, unique=True)))
+    sites = tuple(draw(st.lists(SITES | BLOCKS, min_size=1, max_size=5, unique=True)))
     levels = sorted(draw(st.lists(st.floats(0, 1), min_size=1, max_size=5, unique=True)), reverse=True)
     row = st.text(ACTIONS, min_size=len(sites), max_size=len(sites))
     figures = st.builds(Measurement, TEXTS, st.floats(-1e299, 1e299) | st.integers(-99, 99), TEXTS, TEXTS)

@@ -1,45 +1,29 @@
 """What a plan costs, before any run: multiply-accumulates in closed form, and the bytes its store holds.
 
-The counts follow from the shapes of the weights and from the streams of tokens that `festina.sites` declares for each
-class, so that they work on models without data (`torch.device("meta")`). Without the attention products they are the
-counts of ECAD (arXiv 2506.15682, released schedules); the products QK^T and AV are counted apart, as ECAD leaves them
-out. Biases, norms, activations, softmax and table look-ups count nothing.
+Both follow from one trace of a denoiser call (`festina.trace`). Without the attention products the counts are those of
+ECAD (arXiv 2506.15682, released schedules); the products QK^T and AV are counted apart, as ECAD leaves them out.
+Biases, norms, activations, softmax and table look-ups count nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from festina.errors import FestinaError
-from festina.layers import Shape as Shape
-from festina.layers import attention_products, attention_stream, stored_numbers, weights_per_token
+from festina.names import FEATURE
 from festina.plan import COMPUTE, FORECASTS, SKIP, Plan, enclosing_sites
-from festina.sites import Row, Site, block_sites, component_sites, find_denoiser, resolve, row_of, site_module
-
-
-@dataclass(frozen=True)
-class Macs:
-    """Multiply-accumulates: `linear` by weights, `attention` in the products QK^T and AV."""
-
-    linear: int
-    attention: int
-
-    @property
-    def total(self) -> int:
-        """Both together."""
-        return self.linear + self.attention
-
-    def __add__(self, other: Macs) -> Macs:
-        return Macs(self.linear + other.linear, self.attention + other.attention)
-
-    def __mul__(self, times: int) -> Macs:
-        return Macs(self.linear * times, self.attention * times)
+from festina.sites import Site, block_sites, component_sites, region_sites, resolve
+from festina.sites.regions import kept_leaves
+from festina.trace import Call as Call
+from festina.trace import CallTrace as CallTrace
+from festina.trace import Macs as Macs
+from festina.trace import Returned
+from festina.trace import trace as trace
 
 
 @dataclass(frozen=True)
@@ -47,9 +31,8 @@ class MacTable:
     """Price of one denoiser call.
 
     Attributes:
-        fixed: all modules that are no component, outside the blocks and within them.
-        sites: what serving a site saves, by name: a component's own MACs; for a block's residual its components and
-            the fixed modules within the block.
+        fixed: everything that is in no component.
+        sites: what serving a site saves, by name.
         full: a call in which everything computes.
     """
 
@@ -58,41 +41,27 @@ class MacTable:
     full: Macs
 
 
-def mac_table(denoiser: nn.Module, shape: Shape) -> MacTable:
-    """Price a denoiser call in closed form.
+def mac_table(denoiser: nn.Module, traced: CallTrace, names: tuple[str, ...] = ()) -> MacTable:
+    """Price the sites of a denoiser.
 
     Args:
-        denoiser: a denoiser with a site row; its weights may be on the meta device.
-        shape: size of the call.
+        denoiser: a denoiser.
+        traced: a call of it (`festina.trace.trace`).
+        names: sites to price beside the components, blocks and regions, such as runs of blocks.
 
     Raises:
-        FestinaError: the class has no row, or its row leaves a module with weights uncovered, covers one twice, or
-            has no closed form for one.
+        FestinaError: the denoiser has no sites, or not one of these names.
     """
-    row, components = row_of(denoiser), component_sites(denoiser)
-    by_path = {site.path: site for site in components}
-    prices = {site.name: Macs(0, attention_products(site, denoiser, shape)) for site in components}
-    residuals = {site.path: Macs(0, 0) for site in block_sites(denoiser)}
-    fixed = Macs(0, 0)
-    for path, module in denoiser.named_modules(remove_duplicate=False):
-        weights = weights_per_token(path, module)
-        if not weights:
-            continue
-        site, stream = _rule(path, by_path, row, denoiser)
-        price = Macs(weights * shape.batch * shape.tokens(stream), 0) if stream else Macs(0, 0)
-        if site is not None:
-            prices[site.name] += price
-        else:
-            fixed += price
-            for block in residuals:
-                if path.startswith(f"{block}."):
-                    residuals[block] += price
-        fixed += Macs(weights * shape.batch * sum(shape.tokens(name) for name in _streams(row.again, path)), 0)
-    for site in components:
-        residuals[f"{site.stack}.{site.block}"] += prices[site.name]
-    full = sum(prices.values(), fixed)
-    prices |= {site.name: residuals[site.path] for site in block_sites(denoiser)}
-    return MacTable(fixed, prices, full)
+    components = component_sites(denoiser)
+    prices = {site.name: _within(site, traced) for site in components}
+    fixed = traced.macs - sum(prices.values(), Macs(0, 0))
+    for site in (*block_sites(denoiser), *region_sites(denoiser), *resolve(denoiser, names)):
+        prices.setdefault(site.name, _within(site, traced))
+    return MacTable(fixed, prices, traced.macs)
+
+
+def _within(site: Site, traced: CallTrace) -> Macs:
+    return sum((traced.within.get(path, Macs(0, 0)) for path in site.paths), Macs(0, 0))
 
 
 def plan_macs(plan: Plan, table: MacTable) -> Macs:
@@ -138,7 +107,7 @@ def values_held(plan: Plan) -> NDArray[np.int_]:
     return held
 
 
-def held_bytes(plan: Plan, denoiser: nn.Module, shape: Shape, itemsize: int, branches: int = 1) -> int:
+def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int, branches: int = 1) -> int:
     """Most bytes the store holds at once in a run by the plan.
 
     Sites are visited in execution order, in one call per branch and step. A value is stored where it is computed and
@@ -147,7 +116,7 @@ def held_bytes(plan: Plan, denoiser: nn.Module, shape: Shape, itemsize: int, bra
     Args:
         plan: the plan.
         denoiser: the denoiser it runs on; may be on the meta device.
-        shape: size of one call.
+        traced: one call of it.
         itemsize: bytes per number of the activations, e.g. 2 for bfloat16.
         branches: separate denoiser calls per step, each with a store of its own.
 
@@ -155,37 +124,41 @@ def held_bytes(plan: Plan, denoiser: nn.Module, shape: Shape, itemsize: int, bra
         FestinaError: the plan is for another denoiser.
     """
     sites = resolve(denoiser, plan.sites)
-    execution = {site.name: place for place, site in enumerate(component_sites(denoiser))}
-    ends = {f"{site.stack}.{site.block}": place for place, site in enumerate(component_sites(denoiser))}
-    # A residual is stored at the end of its block; where it is served nothing else of the block is visited.
-    places = [execution.get(site.name, ends.get(site.path, 0) + 0.5) for site in sites]
-    sizes = np.array([stored_numbers(site, denoiser, shape) * itemsize for site in sites])
-    change = np.diff(values_held(plan) * sizes, axis=0, prepend=0)[:, np.argsort(places)]
-    return int(np.repeat(change[:, None], branches, axis=1).reshape(-1).cumsum().max())
+    # A site that a call visits several times stores a value for each visit.
+    events = sorted((place, index) for index, site in enumerate(sites) for place in _places(site, traced))
+    order = [index for _, index in events]
+    seen: dict[int, int] = {}
+    sizes = []
+    for index in order:
+        seen[index] = seen.get(index, -1) + 1
+        sizes.append(stored_numbers(sites[index], traced, seen[index]) * itemsize)
+    change = np.diff(values_held(plan), axis=0, prepend=0)[:, order] * np.array(sizes, dtype=np.int64)
+    return int(np.repeat(change[:, None], branches, axis=1).reshape(-1).cumsum().max(initial=0))
 
 
-def shape_of(pipe: object, height: int, width: int, batch: int, text_tokens: int) -> Shape:
-    """Size of a denoiser call of a latent diffusion pipeline.
+def _places(site: Site, traced: CallTrace) -> list[int]:
+    """When a site's visits end, as places in the order of all modules' ends."""
+    return [place for place, path in enumerate(traced.visits) if path == site.paths[-1]]
 
-    Args:
-        pipe: a pipeline with a `vae`, whose denoiser cuts the latent into patches; or whose pipeline packs patches
-            into channels before (FLUX: 2 x 2).
-        height, width: size of the picture in pixels.
-        batch: rows of the call, see `Shape`.
-        text_tokens: tokens of a caption.
 
-    Raises:
-        FestinaError: the pipeline lacks a vae, or its pictures are no whole number of patches.
+def stored_numbers(site: Site, traced: CallTrace, visit: int = 0) -> int:
+    """Numbers in the value a site stores for one of its visits in a call; 0 if it does not run.
+
+    A component stores what it returns, a run of blocks what its last block returns (a change per stream), a run of
+    regions what is read outside of it (`festina.sites.regions.kept_leaves`).
     """
-    config: Any = find_denoiser(pipe).config
-    vae = getattr(pipe, "vae", None)
-    if vae is None:
-        raise FestinaError(f"{type(pipe).__name__} has no `vae`, which says how many pixels a token stands for.")
-    packed = round((config.in_channels / vae.config.latent_channels) ** 0.5)
-    side = 2 ** (len(vae.config.block_out_channels) - 1) * config.patch_size * packed
-    if height % side or width % side:
-        raise FestinaError(f"a picture of {height} x {width} pixels; wanted multiples of {side}, the side of a token.")
-    return Shape(batch, (height // side) * (width // side), text_tokens)
+    if not all(path in traced.returned for path in site.paths):
+        return 0
+    returned = [traced.returned[path][visit] for path in site.paths]
+    if site.kind != FEATURE:
+        return _numbers(returned[-1], range(len(returned[-1])))
+    kept = kept_leaves([len(each) for each in returned], [traced.skips.get(path, 0) for path in site.paths])
+    return sum(_numbers(each, wanted) for each, wanted in zip(returned, kept, strict=True))
+
+
+def _numbers(returned: Sequence[Returned], wanted: Iterable[int]) -> int:
+    """Numbers in these of the returned tensors; one that occurs twice counts once."""
+    return sum(returned[place].numbers for place in {returned[index].same_as for index in wanted})
 
 
 def _visited(plan: Plan) -> NDArray[np.bool_]:
@@ -193,40 +166,3 @@ def _visited(plan: Plan) -> NDArray[np.bool_]:
     mask = plan.mask()
     visited = [mask[:, parents].all(axis=1) for parents in enclosing_sites(plan.sites)]
     return np.stack(visited, axis=1)
-
-
-def _rule(path: str, components: Mapping[str, Site], row: Row, denoiser: nn.Module) -> tuple[Site | None, str]:
-    """The component a module belongs to, or None for a fixed one, and the stream it sees ("" if it does not run)."""
-    sites = [components[prefix] for prefix in _prefixes(path) if prefix in components]
-    streams = _streams(row.fixed, path)
-    if len(sites) + len(streams) != 1:
-        found = "no rule" if not sites and not streams else "more than one rule"
-        raise FestinaError(
-            f"{found} of the site row of {row.denoiser} covers {path!r}, so it cannot be priced; wanted exactly one: "
-            f"a component of a stack or a prefix in `fixed` (festina.sites)."
-        )
-    if streams:
-        return None, streams[0]
-    site = sites[0]
-    component = site.component
-    assert component is not None
-    if not component.attends:
-        return site, component.tokens
-    return site, attention_stream(path, component, site_module(denoiser, site), path[len(site.path) + 1 :])
-
-
-def _streams(rules: Sequence[tuple[str, str]], path: str) -> list[str]:
-    """Streams of the rules whose prefix covers a path; `*` stands for a number."""
-    parts = path.split(".")
-    return [stream for prefix, stream in rules if _covers(prefix.split("."), parts)]
-
-
-def _covers(prefix: Sequence[str], parts: Sequence[str]) -> bool:
-    return len(prefix) <= len(parts) and all(
-        wanted == part or (wanted == "*" and part.isdigit()) for wanted, part in zip(prefix, parts, strict=False)
-    )
-
-
-def _prefixes(path: str) -> Iterator[str]:
-    parts = path.split(".")
-    return (".".join(parts[:length]) for length in range(1, len(parts) + 1))

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from festina.errors import FestinaError
+from festina.names import OUTPUT, parse
 from festina.strict import brief, is_number, is_unicode, plain, read_json
 from festina.strict import write_whole as write_whole
 
@@ -84,7 +85,7 @@ class Plan:
 
     Attributes:
         denoiser: class name of the denoiser the plan is for.
-        sites: names of its sites, in execution order (see `festina.sites`).
+        sites: names of its sites, see `festina.names`.
         steps: one record per sampling step, noisiest first.
         method: what made the plan, e.g. "fora" or "search".
         settings: the maker's settings: JSON values by name.
@@ -114,6 +115,7 @@ class Plan:
         _want(short, f"'sampler' is a text of at most {MAX_NAME} letters")
         for site in self.sites:
             _name(site, "a site")
+            parse(site)
         object.__setattr__(self, "settings", plain(self.settings))
         _want(len(set(self.sites)) == len(self.sites), "a plan names each site once; found a name twice")
         last = math.inf
@@ -298,14 +300,10 @@ def even_noise(steps: int) -> list[float]:
 
 
 def enclosing_sites(sites: Sequence[str]) -> list[list[int]]:
-    """For each site the indices of the sites that contain it, read off the dotted names."""
-    index = {site.partition(":")[0]: number for number, site in enumerate(sites)}
-    found = []
-    for site in sites:
-        parts = site.partition(":")[0].split(".")
-        prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
-        found.append([index[prefix] for prefix in prefixes if prefix in index])
-    return found
+    """For each site the indices of the sites that contain it, read off the names (`festina.names`)."""
+    names = [parse(site) for site in sites]
+    wide = [(index, name) for index, name in enumerate(names) if name.kind != OUTPUT]
+    return [[index for index, outer in wide if outer.encloses(inner)] for inner in names]
 
 
 def _outermost_first(parents: Sequence[Sequence[int]]) -> list[int]:

@@ -20,8 +20,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
+from festina.zoo.components import build_clip_tokenizer
 from pipelines.parts_images import HEIGHT, WIDTH, images_of, pictures, prompts, quiet, run, seeded, vae
-from pipelines.parts_images_text import clip_text, clip_tokenizer
+from pipelines.parts_images_text import clip_text
 from pipelines.tiny_pipeline import TinyPipeline
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -32,7 +33,7 @@ def _sd_parts() -> dict[str, Any]:
     return {
         "vae": vae(),
         "text_encoder": clip_text(12),
-        "tokenizer": clip_tokenizer(),
+        "tokenizer": build_clip_tokenizer(),
         "unet": seeded(build_unet_2d_condition, 0),
         "safety_checker": None,
         "feature_extractor": None,
@@ -95,8 +96,8 @@ def _sdxl_parts() -> dict[str, Any]:
         "vae": vae(),
         "text_encoder": clip_text(6),
         "text_encoder_2": clip_text(6, pooled=10),
-        "tokenizer": clip_tokenizer(),
-        "tokenizer_2": clip_tokenizer(),
+        "tokenizer": build_clip_tokenizer(),
+        "tokenizer_2": build_clip_tokenizer(),
         "unet": seeded(build_unet_2d_condition_sdxl, 0),
         "scheduler": EulerDiscreteScheduler(timestep_spacing="leading", **NOISE_SCHEDULE),
         "add_watermarker": False,

@@ -18,7 +18,8 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="festina",
     help="Makes off-the-shelf diffusion pipelines faster without retraining them.\n\n"
-    "MODEL is a local folder in diffusers' format, a Hub id, or 'scenes', the small pipeline that ships.\n\n"
+    "MODEL is a local folder in diffusers' format, a Hub id, or one of the small pipelines that ship: scenes, which is "
+    "in every installation, scenes-flux, scenes-unet and scenes-video.\n\n"
     "Try: festina search scenes --out runs/first --population 12 --generations 4 --images 16",
     no_args_is_help=True,
     add_completion=False,

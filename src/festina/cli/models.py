@@ -2,91 +2,100 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from festina.cli.tree import tree_lines
 from festina.errors import FestinaError
 
 zoo_app = typer.Typer(help="The small pipelines that ship.", no_args_is_help=True)
 
-Model = Annotated[str, typer.Argument(help="Local folder, Hub id, or 'scenes'.")]
+Model = Annotated[str, typer.Argument(help="Local folder, Hub id, or a pipeline that ships, such as 'scenes'.")]
+
+
+class Depth(StrEnum):
+    """How much of the tree is shown."""
+
+    LISTS = "lists"
+    BLOCKS = "blocks"
+    COMPONENTS = "components"
 
 
 def sites_command(
     model: Model,
     height: Annotated[int | None, typer.Option(help="Picture height in pixels; the model's own if not given.")] = None,
     width: Annotated[int | None, typer.Option(help="Picture width in pixels; the model's own if not given.")] = None,
-    text_tokens: Annotated[int, typer.Option(help="Length of the text in tokens.", min=0)] = 120,
+    prompt: Annotated[str | None, typer.Option(help="A prompt as long as yours, for the length of the text.")] = None,
+    depth: Annotated[Depth, typer.Option(help="Equal blocks in one line, or every block, or every component.")] = (
+        Depth.LISTS
+    ),
 ) -> None:
-    """List a model's sites: parameters, share of the MACs and bytes kept per picture, by group of equal sites."""
-    from festina.cost import mac_table, shape_of
-    from festina.layers import stored_numbers
-    from festina.sites import component_sites, find_denoiser, site_module
-    from festina.zoo import load
+    """Show a model's site tree: what can be served, with weights, share of the MACs and bytes kept per call."""
+    from festina.capture import first_call, plain_arguments
+    from festina.sites import find_denoiser
+    from festina.trace import trace
+    from festina.zoo import call_arguments, load
 
     pipe = load(model)
+    arguments = {**plain_arguments(pipe), **call_arguments(pipe)}
+    if prompt is not None:
+        arguments["prompt"] = [prompt]
+    arguments |= {name: value for name, value in (("height", height), ("width", width)) if value is not None}
     denoiser = find_denoiser(pipe)
-    sites = component_sites(denoiser)
-    default = _default_size(pipe)
-    shape = shape_of(pipe, height or default, width or default, 1, text_tokens)
-    prices = mac_table(denoiser, shape)
-    total = sum(prices.sites[site.name].total for site in sites) + prices.fixed.total
-    groups: dict[str, list[int]] = {}
-    for site in sites:
-        parameters = sum(p.numel() for p in site_module(denoiser, site).parameters())
-        figures = (1, parameters, prices.sites[site.name].total, 2 * stored_numbers(site, denoiser, shape))
-        groups[site.group] = [old + new for old, new in zip(groups.get(site.group, [0] * 4), figures, strict=True)]
-    table = Table(title=f"{type(denoiser).__name__}: {len(sites)} sites, {shape.image_tokens} image tokens")
-    for heading in ("group", "sites", "weights", "GMACs", "share", "MiB kept"):
-        table.add_column(heading, justify="left" if heading == "group" else "right", no_wrap=True)
-    for group, (count, parameters, macs, held) in groups.items():
-        table.add_row(
-            group, str(count), f"{parameters:,}", f"{macs / 1e9:.4f}", f"{macs / total:.1%}", f"{held / 2**20:.3f}"
-        )
-    table.add_row("not cacheable", "", "", f"{prices.fixed.total / 1e9:.4f}", f"{prices.fixed.total / total:.1%}", "")
-    Console().print(table)
-    print("Per call with one picture; kept in half precision, if every site of the group is reused at once.")
-    print("Name a site in a plan by group with the block's number, e.g. " + sites[0].name)
+    traced = trace(denoiser, first_call(pipe, **arguments))
+    lines = tree_lines(denoiser, traced, depth)
+    table = Table(title=f"{type(denoiser).__name__}: {traced.macs.total / 1e9:.4f} GMACs per call")
+    for heading in ("site", "number", "weights", "GMACs", "share", "MiB kept"):
+        table.add_column(heading, justify="left" if heading == "site" else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    print("One call of the denoiser; kept in half precision, if every site of the line is reused at once.")
+    print(
+        "A plan names components by path, blocks as PATH:residual, runs as LIST.I..J:residual, regions as PATH:feature."
+    )
 
 
 @zoo_app.command("train")
-def train(
-    name: Annotated[str, typer.Argument(help="Which pipeline; 'scenes'.")] = "scenes",
-    out: Annotated[Path, typer.Option(help="Folder that receives the trained pipeline and judge.")] = Path(
-        "runs/scenes"
-    ),
-    work: Annotated[Path, typer.Option(help="Folder of checkpoints and rendered data.")] = Path("runs/scenes-work"),
+def train_command(
+    name: Annotated[
+        str, typer.Argument(help="Which pipeline: scenes, scenes-flux, scenes-unet or scenes-video.")
+    ] = "scenes",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that receives the trained pipeline; runs/NAME if not given.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints and rendered data; runs/NAME-work if not given.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     compile_denoiser: Annotated[
         bool, typer.Option("--compile", help="Compile the denoiser (needs a C++ compiler; faster on a CPU).")
     ] = False,
-    denoiser_steps: Annotated[int | None, typer.Option(help="Steps of the longest stage.", min=1)] = None,
+    denoiser_steps: Annotated[
+        int | None, typer.Option(help="Steps of the longest stage; those of the recipe if not given.", min=1)
+    ] = None,
 ) -> None:
-    """Train a shipped pipeline again, from the renderer alone. Stop it at any time; the same command goes on."""
+    """Train a shipped pipeline again, from the renderer and, but for scenes itself, parts of scenes.
+
+    Stop it at any time; the same command goes on.
+    """
     import dataclasses
 
     import torch
 
-    from festina.zoo.train import TrainSettings, train_scenes
+    from festina.zoo.train import recipe, train
 
-    if name != "scenes":
-        raise FestinaError(f"no recipe for {name!r}; there is one for 'scenes'.")
+    settings = dataclasses.replace(recipe(name).settings, compile=compile_denoiser)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise FestinaError("--device cuda, but torch finds no CUDA device here; use --device cpu.")
-    settings = TrainSettings(compile=compile_denoiser)
     if denoiser_steps is not None:
         settings = dataclasses.replace(settings, denoiser_steps=denoiser_steps)
-    train_scenes(settings, work, out, torch.device(device))
-    print(f"wrote {out}/pipeline and {out}/judge")
-
-
-def _default_size(pipe: object) -> int:
-    from festina.sites import find_denoiser
-
-    config: Any = find_denoiser(pipe).config
-    size: Any = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", 128)
-    return int(size) * int(getattr(pipe, "vae_scale_factor", 8))
+    out = out or Path("runs") / name
+    train(name, settings, work or Path("runs") / f"{name}-work", out, torch.device(device))
+    print(f"wrote {out}/pipeline" + (f" and {out}/judge" if (out / "judge").is_dir() else ""))

@@ -1,4 +1,4 @@
-"""`festina generate`: pictures from prompts, by a plan or without one."""
+"""`festina generate`: pictures or videos from prompts, by a plan or without one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from festina.strict import write_whole
 
 
 def generate_command(
-    model: Annotated[str, typer.Argument(help="Local folder, Hub id, or 'scenes'.")],
+    model: Annotated[str, typer.Argument(help="Local folder, Hub id, or a pipeline that ships, such as 'scenes'.")],
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
     plan: Annotated[
         str | None, typer.Option(help="A plan file, or a plan that ships, such as scenes/fast. None: uncached.")
@@ -24,12 +24,12 @@ def generate_command(
     compare: Annotated[bool, typer.Option("--compare", help="Also generate without the plan, side by side.")] = False,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the plan's, or 20.", min=1)] = None,
     guidance: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 4.5,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the first one; the next ones count up.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Generate pictures, by a plan or without; --compare does both and says what the plan bought."""
+    """Generate pictures or videos, by a plan or without; --compare does both and says what the plan bought."""
     from festina.executor import accelerate
-    from festina.report.comparison import png
+    from festina.report.comparison import animation, png
     from festina.report.whole import write_whole_bytes
     from festina.search.generation import generate
     from festina.search.workload import Workload
@@ -62,15 +62,15 @@ def generate_command(
     for kind, images in made.items():
         for number, image in enumerate(images):
             write_whole_bytes(out / f"{number:02d}-{kind}.png", png(image))
+            if image.ndim == 4:
+                write_whole_bytes(out / f"{number:02d}-{kind}-moving.png", animation(image))
     captions = "".join(f"{number:02d}\t{prompt}\n" for number, prompt in enumerate(unique))
     write_whole(out / "prompts.txt", captions)
     if compare:
-        import torch
-
-        sheet = torch.cat([torch.cat(list(made[kind]), dim=2) for kind in ("uncached", "plan")], dim=1)
-        write_whole_bytes(out / "side-by-side.png", png(sheet))
+        write_whole_bytes(out / "side-by-side.png", png(_side_by_side(made["uncached"], made["plan"])))
         print(f"{out / 'side-by-side.png'}: uncached above, by the plan below")
-    print(f"wrote {sum(len(images) for images in made.values())} pictures to {out}")
+    images = next(iter(made.values()))
+    print(f"wrote {len(made) * len(images)} {_kind(images)} to {out}")
 
 
 def load_plan(name: str) -> Plan:
@@ -86,10 +86,25 @@ def load_plan(name: str) -> Plan:
     return Plan.load(name)
 
 
+def _side_by_side(uncached: Any, planned: Any) -> Any:
+    """One picture: a row of uncached pictures over a row by the plan; of videos, a row of frames each in turn."""
+    import torch
+
+    from festina.report.comparison import strip
+
+    if uncached.ndim == 4:
+        return torch.cat([torch.cat(list(images), dim=2) for images in (uncached, planned)], dim=1)
+    return torch.cat([strip(video) for pair in zip(uncached, planned, strict=True) for video in pair], dim=1)
+
+
+def _kind(images: Any) -> str:
+    return "videos" if images.ndim == 5 else "pictures"
+
+
 def _timed(console: Console, name: str, make: Any) -> Any:
     with console.status(f"generating, {name}"):
         began = time.perf_counter()
         images = make()
         seconds = time.perf_counter() - began
-    console.print(f"{name}: {len(images)} pictures in {seconds:.2f} s", highlight=False)
+    console.print(f"{name}: {len(images)} {_kind(images)} in {seconds:.2f} s", highlight=False)
     return images

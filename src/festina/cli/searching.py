@@ -16,7 +16,9 @@ from festina.errors import FestinaError
 
 if TYPE_CHECKING:
     from festina.metrics.reward import Reward
+    from festina.metrics.video_judge import VideoJudge
     from festina.search.engine import Progress as Told
+    from festina.zoo.shipped import Shipped
 
 FEWER_STEPS = (4, 6, 8, 10, 14)
 FORA_INTERVALS = (2, 3, 4, 5)
@@ -34,13 +36,14 @@ class MutationName(StrEnum):
 
 
 def search_command(
-    model: Annotated[str, typer.Argument(help="Local folder, Hub id, or 'scenes'.")],
+    model: Annotated[str, typer.Argument(help="Local folder, Hub id, or a pipeline that ships, such as 'scenes'.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of this search; the same folder goes on with it.")],
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file, one calibration prompt per line (about 100). Not needed for scenes.")
+        Path | None,
+        typer.Option(help="Text file, one calibration prompt per line (about 100). Not needed for what ships."),
     ] = None,
     held_out: Annotated[
-        Path | None, typer.Option(help="Text file of other prompts to score the front on. Not needed for scenes.")
+        Path | None, typer.Option(help="Text file of other prompts to score the front on. Not needed for what ships.")
     ] = None,
     images: Annotated[int | None, typer.Option(help="Use only so many calibration prompts.", min=2)] = None,
     held_out_images: Annotated[int | None, typer.Option(help="Use only so many held-out prompts.", min=2)] = None,
@@ -55,7 +58,11 @@ def search_command(
         MutationName, typer.Option(help="working: a few flips a child; ecad: the literal values of ECAD's code.")
     ] = MutationName.WORKING,
     reward: Annotated[
-        str | None, typer.Option(help="judge (scenes only) or clip:MODEL with a folder or Hub id of a CLIP model.")
+        str | None,
+        typer.Option(
+            help="judge (of the pipelines that ship), video-judge (for moving scenes drawn by a MODEL you trained), or "
+            "clip:MODEL with a folder or Hub id of a CLIP model."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -66,10 +73,11 @@ def search_command(
     from festina.search.session import Job, learn
     from festina.search.settings import ECAD_MUTATION, WORKING_MUTATION, SearchSettings
     from festina.zoo import call_arguments, load
+    from festina.zoo.shipped import shipped
 
-    shipped = model == "scenes"
-    calibration, other = _prompts(shipped, prompts, held_out, images, held_out_images)
-    judged_by = load_reward(reward or ("judge" if shipped else None), device)
+    ours = shipped(model)
+    calibration, other = _prompts(ours, prompts, held_out, images, held_out_images)
+    judged_by = load_reward(reward or ("judge" if ours else None), device, model)
     pipe = load(model, device)
     settings = SearchSettings(
         population=population,
@@ -91,6 +99,7 @@ def report(pipe: Any, model: str, job: Any, reward: Reward, front: Any, out: Pat
     from festina.report.comparison import Variant, compare
     from festina.search.evaluator import hardware
     from festina.search.pricing import holding, pricing
+    from festina.sites import find_denoiser
 
     workload = job.held_out_workload()
     uncached = front.uncached.plan
@@ -111,7 +120,7 @@ def report(pipe: Any, model: str, job: Any, reward: Reward, front: Any, out: Pat
         price,
         holding(pipe, workload),
         uncached,
-        fidelity_of(model, workload.prompts, next(pipe.transformer.parameters()).device),
+        fidelity_of(model, workload.prompts, next(find_denoiser(pipe).parameters()).device),
         rounds=3,
         progress=told,
     )
@@ -124,6 +133,7 @@ def report(pipe: Any, model: str, job: Any, reward: Reward, front: Any, out: Pat
         settings=f"{job.steps} steps of {type(pipe.scheduler).__name__}, guidance {job.guidance_scale:g}, "
         f"{len(job.prompts)} calibration and {len(job.held_out)} held-out prompts, {reward.name} reward, population "
         f"{job.settings.population}, up to {job.settings.generations} generations",
+        notes=notes_on(pipe),
     )
     page.save(out / "page.json")
     write_page(page, out / "index.html")
@@ -157,16 +167,27 @@ def _some(items: list[Any], most: int) -> list[Any]:
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
-def fidelity_of(model: str, prompts: tuple[str, ...], device: Any) -> Any:
-    """The judge's features and those of real renders of the same captions, for `scenes`; None for other models."""
-    if model != "scenes":
-        return None
-    from festina.report.comparison import Fidelity
-    from festina.zoo import shipped_judge
-    from festina.zoo.grammar import parse_caption
-    from festina.zoo.render import render
+def notes_on(pipe: Any) -> tuple[str, ...]:
+    """What the reader of a page has to know about a pipeline's pictures."""
+    from festina.search.generation import draws_videos
 
-    judge = shipped_judge(device)
+    return ("A picture here is a video: its frames stand side by side.",) if draws_videos(pipe) else ()
+
+
+def fidelity_of(model: str, prompts: tuple[str, ...], device: Any) -> Any:
+    """The judge's features and those of real renders of the same captions, for a pipeline that ships; None for any
+    other model, and for prompts that no renderer could draw."""
+    from festina.report.comparison import Fidelity
+    from festina.zoo.shipped import shipped
+
+    ours = shipped(model)
+    if ours is None:
+        return None
+    try:
+        renders = ours.renders(prompts * max(1, 512 // len(prompts)), seed=7)
+    except FestinaError:
+        return None
+    judge = ours.judge(device)
 
     def features(images: Any) -> Any:
         import torch
@@ -174,40 +195,61 @@ def fidelity_of(model: str, prompts: tuple[str, ...], device: Any) -> Any:
         with torch.no_grad():
             return judge.features(images.to(device)).cpu()
 
-    scenes = [parse_caption(prompt) for prompt in prompts]
-    return Fidelity(features, features(render(scenes * max(1, 512 // len(scenes)), seed=7)))
+    return Fidelity(features, features(renders))
 
 
-def load_reward(name: str | None, device: str) -> Reward:
+def load_reward(name: str | None, device: str, model: str = "scenes") -> Reward:
     """The reward of this name.
+
+    Args:
+        name: "judge": the judge that ships for the model, of pictures for what does not ship; "video-judge": the judge
+            beside a model one trained oneself, or the one that ships; "clip:MODEL".
+        device: where it runs.
+        model: the model whose pictures it is for.
 
     Raises:
         FestinaError: none is named, or it is unknown or cannot be loaded.
     """
     from festina.metrics.reward import ClipReward, JudgeReward
     from festina.zoo import shipped_judge
+    from festina.zoo.shipped import shipped
 
     if name == "judge":
-        return JudgeReward(shipped_judge(device))
+        ours = shipped(model)
+        return JudgeReward(ours.judge(device) if ours else shipped_judge(device))
+    if name == "video-judge":
+        return JudgeReward(_video_judge(model, device))
     if name is not None and name.startswith("clip:") and len(name) > 5:
         return ClipReward(name[5:], device)
     found = "no --reward" if name is None else f"--reward {name!r}"
     raise FestinaError(
-        f"{found}; wanted 'judge' (scenes only) or 'clip:MODEL' with a folder or Hub id, e.g. "
-        f"clip:openai/clip-vit-base-patch32."
+        f"{found}; wanted 'judge' (of the pipelines that ship), 'video-judge' (of moving scenes) or 'clip:MODEL' with "
+        f"a folder or Hub id, e.g. clip:openai/clip-vit-base-patch32."
     )
 
 
+def _video_judge(model: str, device: str) -> VideoJudge:
+    """The judge of videos in the folder beside a pipeline, as `festina zoo train` writes it, or the one that ships."""
+    from festina.metrics.video_judge import load_video_judge
+    from festina.zoo.loading import WEIGHTS
+    from festina.zoo.shipped import shipped
+
+    beside = Path(model).resolve().parent / "judge"
+    trained = shipped(model) is None and beside.is_dir()
+    return load_video_judge(beside if trained else WEIGHTS / "scenes-video" / "judge", device)
+
+
 def _prompts(
-    shipped: bool, prompts: Path | None, held_out: Path | None, images: int | None, held_out_images: int | None
+    ours: Shipped | None, prompts: Path | None, held_out: Path | None, images: int | None, held_out_images: int | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if prompts is None and not shipped:
-        raise FestinaError("no prompts; give --prompts FILE with one per line (about 100 that are like your own).")
     if held_out is not None and prompts is None:
-        raise FestinaError("--held-out without --prompts; give both or, for scenes, neither.")
+        raise FestinaError("--held-out without --prompts; give both or, for a pipeline that ships, neither.")
     if prompts is None:
-        count, other = images or 64, held_out_images or 128
-        return scene_captions(count, SCENES_SEED), scene_captions(other, HELD_OUT_SCENES_SEED)
+        if ours is None:
+            raise FestinaError("no prompts; give --prompts FILE with one per line (about 100 that are like your own).")
+        calibration = ours.captions(images or 64, SCENES_SEED)
+        # The grammar has few captions, so two draws may share some.
+        return calibration, ours.captions(held_out_images or 128, HELD_OUT_SCENES_SEED, calibration)
     lines = read_prompts(prompts)
     if held_out is not None:
         return lines[:images], read_prompts(held_out)[:held_out_images]
@@ -220,16 +262,9 @@ def _prompts(
 
 def scene_captions(count: int, seed: int) -> tuple[str, ...]:
     """`count` different captions of the scenes grammar, a quarter of them with combinations held out of training."""
-    from festina.zoo.grammar import sample_scenes
+    from festina.zoo.shipped import Shipped
 
-    captions: dict[str, None] = {}
-    quarter = count // 4
-    for held_out, wanted in ((False, count - quarter), (True, count)):
-        for scene in sample_scenes(4 * count, seed, held_out):
-            if len(captions) == wanted:
-                break
-            captions.setdefault(scene.caption())
-    return tuple(captions)
+    return Shipped("scenes").captions(count, seed)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -12,18 +12,33 @@ from torch import nn
 
 from festina.cost import values_held
 from festina.errors import FestinaError
-from festina.executor.patch import Patches
+from festina.executor.compiled import (
+    COMPILED_CALL,
+    entered,
+    entry_point,
+    refuse_inside,
+    refuse_since,
+    refuse_whole,
+    uncompiled,
+    way_to,
+)
+from festina.executor.listening import ending_run, listening_context, listening_forward
+from festina.executor.patch import Patch, Patches, Wrapper, current
 from festina.executor.run import Run
-from festina.executor.serving import Column, serving_forward
-from festina.plan import COMPUTE, REUSE, SKIP, Plan
-from festina.sites import find_denoiser, resolve, site_module
-
-_MARK = "_festina"
-"""Attribute of an accelerated denoiser (and scheduler): its run and what was replaced."""
+from festina.executor.scheduler import MARK as _MARK
+from festina.executor.scheduler import Link, beginning_midway, starting_run
+from festina.executor.scheduler import ending_step as _ending_step
+from festina.executor.serving import Column, serving_forwards
+from festina.names import RESIDUAL
+from festina.plan import COMPUTE, REUSE, SKIP, Plan, enclosing_sites
+from festina.sites import find_denoiser, resolve
 
 
 def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
     """Make a pipeline run by a plan until `remove`.
+
+    Where a pipeline has several denoisers of one class with the plan's sites (two experts for noisy and for clean
+    pictures), the plan is applied to all of them.
 
     Args:
         pipe: a diffusers pipeline, or a bare denoiser (then drive the clock by `Run.start` and `Run.next_step`).
@@ -33,29 +48,26 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
         FestinaError: the plan is for another denoiser or cannot be run, or the pipeline is accelerated already. The
             pipeline is then as it was.
     """
-    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-    denoiser = find_denoiser(pipe)
-    scheduler = getattr(pipe, "scheduler", None) if pipe is not denoiser else None
-    _check_free(denoiser, scheduler)
-    run = Run(plan.canonical(), denoiser, _columns(denoiser, plan.canonical()))
-    patches = Patches()
+    plan = (plan if isinstance(plan, Plan) else Plan.load(plan)).canonical()
+    denoisers = denoisers_of(pipe)
+    name, first = denoisers[0]
+    scheduler = getattr(pipe, "scheduler", None) if pipe is not first else None
+    run = Run(plan, first, _columns(uncompiled(first), plan))
+    experts = [(name, first)] + [other for other in denoisers[1:] if _has_sites(other[1], plan)]
+    for _, denoiser in experts:
+        _check_free(denoiser, scheduler)
+    attached = _Attached(run, Link(run), pipe)
     try:
-        for column in run.columns:
-            if not column.always_computes:
-                module = site_module(denoiser, column.site)
-                patches.set(module, "forward", serving_forward(module, column, run.clock, run.store))
-        patches.set(denoiser, "forward", _denoiser_forward(denoiser, run))
-        context: Any = getattr(denoiser, "cache_context", None)
-        if context is not None:
-            patches.set(denoiser, "cache_context", _listening_context(context, run))
+        for place, (name, denoiser) in enumerate(experts):
+            attached.attach_denoiser(denoiser, place, name)
         if scheduler is not None:
-            patches.set(scheduler, "set_timesteps", _starting_run(scheduler, run))
-            patches.set(scheduler, "step", _ending_step(scheduler.step, run))
-            scheduler.__dict__[_MARK] = denoiser
-        denoiser.__dict__[_MARK] = (run, patches, scheduler)
+            attached.attach_scheduler(scheduler)
+        if pipe is not first:
+            attached.attach_pipeline(pipe)
     except BaseException:
-        patches.restore()
+        attached.detach()
         raise
+    run.before_start = attached.follow
     return run
 
 
@@ -65,15 +77,11 @@ def remove(pipe: Any) -> None:
     Raises:
         FestinaError: no plan is applied, or somebody replaced what Festina put there (then nothing is changed).
     """
-    denoiser = find_denoiser(pipe)
-    if _MARK not in denoiser.__dict__:
+    denoiser = uncompiled(denoisers_of(pipe)[0][1])
+    attached = vars(denoiser).get(_MARK)
+    if attached is None:
         raise FestinaError(f"no plan is applied to this {type(denoiser).__name__}; nothing to remove.")
-    run, patches, scheduler = denoiser.__dict__[_MARK]
-    patches.restore()
-    run.abort()
-    del denoiser.__dict__[_MARK]
-    if scheduler is not None:
-        del scheduler.__dict__[_MARK]
+    attached.detach()
 
 
 @contextmanager
@@ -86,21 +94,166 @@ def accelerate(pipe: Any, plan: Plan | str | PathLike[str]) -> Iterator[Run]:
         remove(pipe)
 
 
-def _check_free(denoiser: nn.Module, scheduler: Any) -> None:
-    if _MARK in denoiser.__dict__:
-        raise FestinaError("a plan is already applied to this denoiser; call festina.remove first.")
-    if getattr(denoiser, "is_cache_enabled", False):
-        raise FestinaError(
-            "this denoiser runs with diffusers' own cache; call disable_cache() on it before applying a plan."
+def denoisers_of(pipe: Any) -> list[tuple[str, nn.Module]]:
+    """Name and module of the denoiser that a plan is for, and of all others of its class in the pipeline.
+
+    Raises:
+        FestinaError: there is no denoiser in it.
+    """
+    components = getattr(pipe, "components", None) if not isinstance(pipe, nn.Module) else None
+    modules = {name: part for name, part in (components or {}).items() if isinstance(part, nn.Module)}
+    # Of two experts the first may be left out.
+    only = modules.get("transformer_2") if not {"transformer", "unet"} & modules.keys() else None
+    first = find_denoiser(pipe) if only is None else only
+    kind = type(uncompiled(first))
+    own = next((name for name, part in modules.items() if part is first), "")
+    return [(own, first)] + [
+        (name, part) for name, part in modules.items() if part is not first and type(uncompiled(part)) is kind
+    ]
+
+
+@dataclass(eq=False)
+class _Site:
+    """A site whose modules are wrapped: where they are, and in which column of the plan."""
+
+    denoiser: nn.Module
+    column: Column
+    modules: tuple[nn.Module, ...]
+    compiled: tuple[Any, ...]
+    patches: tuple[Patch, ...]
+
+
+@dataclass(eq=False)
+class _Attached:
+    """All that was changed for one plan."""
+
+    run: Run
+    link: Link
+    pipe: Any
+    patches: Patches = field(default_factory=Patches)
+    sites: list[_Site] = field(default_factory=list)
+    marked: list[Any] = field(default_factory=list)
+    denoisers: list[tuple[str, nn.Module, Any]] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of an accelerated denoiser is not accelerated."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def attach_denoiser(self, denoiser: nn.Module, place: int, name: str) -> None:
+        """Serve the sites of a denoiser, and listen to its calls."""
+        columns = [column for column in self.run.columns if not column.always_computes]
+        refuse_whole(denoiser, [column.site.path for column in columns])
+        parents = enclosing_sites([column.site.name for column in columns])
+        # What holds others is put around them, so it comes last.
+        for _, column in sorted(zip(parents, columns, strict=True), key=lambda pair: -len(pair[0])):
+            self._serve(denoiser, column, _ways(denoiser, column))
+        self._put(denoiser, lambda original: listening_forward(original, self.run, place, name if place else ""))
+        self.denoisers.append((name, denoiser, vars(denoiser).get(COMPILED_CALL)))
+        context = getattr(denoiser, "cache_context", None)
+        if context is not None:
+            wrapper = Wrapper(listening_context(context, self.run), context)
+            self.patches.put(denoiser, "cache_context", wrapper)
+        self._mark(uncompiled(denoiser), self)
+
+    def attach_scheduler(self, scheduler: Any) -> None:
+        """Let a scheduler start runs and end steps."""
+        self.patches.put(scheduler, "set_timesteps", starting_run(self.link, scheduler))
+        self.patches.put(scheduler, "step", _ending_step(self.link, scheduler))
+        if hasattr(scheduler, "set_begin_index"):
+            self.patches.put(scheduler, "set_begin_index", beginning_midway(self.link, scheduler))
+        self._mark(scheduler, self.link)
+
+    def attach_pipeline(self, pipe: Any) -> None:
+        """Let a pipeline that has done its work end the run, also before the last step."""
+        original = getattr(pipe, "maybe_free_model_hooks", None)
+        if original is not None:
+            self.patches.put(pipe, "maybe_free_model_hooks", Wrapper(ending_run(original, self.run), original))
+
+    def follow(self) -> None:
+        """Before a run: move to modules that took the place of others (LoRA), and see that none was compiled."""
+        for name, denoiser, compiled in self.denoisers:
+            _refuse_cached(denoiser)
+            refuse_since(denoiser, compiled, getattr(self.pipe, name, denoiser))
+        for site in list(self.sites):
+            ways = _ways(site.denoiser, site.column)
+            if all(way[-1][1] is module for way, module in zip(ways, site.modules, strict=True)):
+                for way, module, before in zip(ways, site.modules, site.compiled, strict=True):
+                    refuse_inside(site.column.site.name, way)
+                    refuse_since(module, before)
+                continue
+            for patch in site.patches:
+                self.patches.take_off(patch)
+            self.sites.remove(site)
+            self._serve(site.denoiser, site.column, ways)
+
+    def detach(self) -> None:
+        """Put everything back; nothing is changed if something of it was replaced."""
+        self.patches.restore()
+        self.run.release()
+        self.run.before_start = lambda: None
+        self.link.cut()
+        for owner in self.marked:
+            vars(owner).pop(_MARK, None)
+
+    def _serve(self, denoiser: nn.Module, column: Column, ways: Sequence[list[tuple[str, nn.Module]]]) -> None:
+        for way in ways:
+            refuse_inside(column.site.name, way)
+        modules = tuple(way[-1][1] for way in ways)
+        entries = [entry_point(module) for module in modules]
+        seen = [entered(module, called) for module, (_, called) in zip(modules, entries, strict=True)]
+        forwards = serving_forwards(seen, column, self.run.clock, self.run.store)
+        patches = tuple(
+            self.patches.put(module, name, Wrapper(forward, current(module, name)))
+            for module, (name, _), forward in zip(modules, entries, forwards, strict=True)
         )
-    if scheduler is not None and _MARK in scheduler.__dict__:
+        compiled = tuple(vars(module).get(COMPILED_CALL) for module in modules)
+        self.sites.append(_Site(denoiser, column, modules, compiled, patches))
+
+    def _put(self, module: nn.Module, replacing: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Patch:
+        """Replace what is called when a module is."""
+        name, called = entry_point(module)
+        original = current(module, name)
+        return self.patches.put(module, name, Wrapper(replacing(called), original))
+
+    def _mark(self, owner: Any, with_what: Any) -> None:
+        vars(owner)[_MARK] = with_what
+        self.marked.append(owner)
+
+
+def _ways(denoiser: nn.Module, column: Column) -> list[list[tuple[str, nn.Module]]]:
+    return [way_to(denoiser, path) for path in column.site.paths]
+
+
+def _check_free(denoiser: nn.Module, scheduler: Any) -> None:
+    if vars(uncompiled(denoiser)).get(_MARK) is not None:
+        raise FestinaError("a plan is already applied to this denoiser; call festina.remove first.")
+    _refuse_cached(denoiser)
+    if scheduler is not None and vars(scheduler).get(_MARK) is not None:
         raise FestinaError(
             "this scheduler already drives another accelerated denoiser; give each pipeline a scheduler of its own, "
             "e.g. type(scheduler).from_config(scheduler.config)."
         )
 
 
+def _refuse_cached(denoiser: nn.Module) -> None:
+    if getattr(denoiser, "is_cache_enabled", False):
+        raise FestinaError(
+            "this denoiser runs with diffusers' own cache; call disable_cache() on it before applying a plan."
+        )
+
+
+def _has_sites(denoiser: nn.Module, plan: Plan) -> bool:
+    try:
+        resolve(uncompiled(denoiser), plan.sites)
+    except FestinaError:
+        return False
+    return True
+
+
 def _columns(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
+    """What a plan says of each site, with one step more than it has: one that computes and keeps everything."""
     name = type(denoiser).__name__
     if plan.denoiser != name:
         raise FestinaError(
@@ -109,71 +262,11 @@ def _columns(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
     columns, held = [], values_held(plan) > 0
     for index, site in enumerate(resolve(denoiser, plan.sites)):
         actions = "".join(step.actions[index] for step in plan.steps)
-        runnable = COMPUTE + REUSE + (SKIP if site.component is None else "")
+        runnable = COMPUTE + REUSE + (SKIP if site.kind == RESIDUAL else "")
         if unknown := set(actions) - set(runnable):
             raise FestinaError(
                 f"{site.name}: this version cannot run the actions {sorted(unknown)}, only {runnable!r}."
             )
-        columns.append(Column(site, actions, tuple(bool(needed) for needed in held[:, index])))
+        kept = (*(bool(needed) for needed in held[:, index]), True)
+        columns.append(Column(site, actions + COMPUTE, kept))
     return tuple(columns)
-
-
-def _denoiser_forward(denoiser: nn.Module, run: Run) -> Callable[..., Any]:
-    original = denoiser.forward
-
-    @functools.wraps(original)
-    def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        text = kwargs.get("encoder_hidden_states", args[0] if args else None)
-        run.begin_call(hidden_states, text)
-        try:
-            return original(hidden_states, *args, **kwargs)
-        except BaseException:
-            run.abort()
-            raise
-
-    return forward
-
-
-def _listening_context(original: Callable[..., AbstractContextManager[None]], run: Run) -> Callable[..., Any]:
-    @contextmanager
-    @functools.wraps(original)
-    def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-        before, run.clock.context = run.clock.context, name
-        try:
-            with original(name, *args, **kwargs):
-                yield
-        finally:
-            run.clock.context = before
-
-    return cache_context
-
-
-def _starting_run(scheduler: Any, run: Run) -> Callable[..., Any]:
-    original = scheduler.set_timesteps
-
-    @functools.wraps(original)
-    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        if scheduler.order != 1:
-            raise FestinaError(
-                f"{type(scheduler).__name__} calls the denoiser {scheduler.order} times a step; plans are made for "
-                f"schedulers of order 1, such as DPMSolverMultistepScheduler or FlowMatchEulerDiscreteScheduler."
-            )
-        run.start(len(scheduler.timesteps))
-        return result
-
-    return set_timesteps
-
-
-def _ending_step(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        try:
-            result = original(*args, **kwargs)
-        except BaseException:
-            run.abort()
-            raise
-        run.next_step()
-        return result
-
-    return step

@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from festina.errors import FestinaError
 
 
 class StepClock:
-    """Counts the steps of a run and the denoiser calls within a step.
+    """Counts the steps of a run and the denoiser calls.
 
-    The scheduler drives it: `set_timesteps` starts a run, `step` ends a step. A branch is named by diffusers' cache
-    context where a pipeline sets one, and by the call's place within the step where it does not.
+    The scheduler drives it: `set_timesteps` starts a run, `step` ends a step. A step is one entry of the scheduler's
+    timesteps, so a sampler of order 2 makes nearly two per step that the user asked for. A run that begins midway
+    (a picture is changed, or handed on by another pipeline) begins at the row of its first entry.
 
     Attributes:
-        step: index of the current step, 0 = noisiest.
+        steps: steps of the plan.
+        running: whether a run is under way.
+        step: index of the current step, 0 = noisiest; `steps` in a first step that no row of the plan fits (see
+            `festina.executor.run.Run.begin_at`).
+        first: the run's first step; None until it is known.
+        ended: steps that ended since the run began.
         branch: name of the denoiser call under way.
         calls: denoiser calls since the run began.
+        context: diffusers' cache context, if one is set.
+        signature: shapes of the tensors of the denoiser call under way.
+        passing: whether everything runs as if no plan were applied, as while a call is traced.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.running = False
         self.step = 0
+        self.first: int | None = 0
+        self.ended = 0
         self.branch = ""
         self.calls = 0
         self.context: str | None = None
-        self._within_step: Counter[str] = Counter()
+        self.signature: tuple[tuple[int, ...], ...] = ()
+        self.passing = False
 
-    def start(self, steps: int) -> None:
+    def start(self, steps: int, made_by: str = "") -> None:
         """Begin a run.
+
+        Args:
+            steps: steps it makes from pure noise to the picture.
+            made_by: where this number comes from, in words.
 
         Raises:
             FestinaError: the sampler makes another number of steps than the plan has.
         """
         if steps != self.steps:
             raise FestinaError(
-                f"the plan has {self.steps} steps, this run {steps}. Use num_inference_steps={self.steps}, or apply "
-                f"plan.resample({steps})."
+                f"the plan has {self.steps} steps, this run {steps}{f' ({made_by})' if made_by else ''}. Use as many "
+                f"num_inference_steps as make {self.steps}, or apply plan.resample({steps})."
             )
-        self.running, self.step, self.calls = True, 0, 0
-        self._within_step.clear()
+        self.running, self.step, self.first, self.ended, self.calls = True, 0, 0, 0, 0
 
-    def begin_call(self) -> str:
-        """Name the denoiser call that starts now.
+    def begin_call(self) -> None:
+        """Count a denoiser call.
 
         Raises:
             FestinaError: no run is under way.
@@ -54,22 +67,16 @@ class StepClock:
                 "(after replacing its scheduler, remove and apply the plan again), or drive the clock yourself with "
                 "run.start(steps) and run.next_step()."
             )
-        name = self.context or "call"
-        place = self._within_step[name]
-        self._within_step[name] += 1
         self.calls += 1
-        self.branch = f"{name}#{place}"
-        return self.branch
 
     def next_step(self) -> bool:
         """End the current step; True if it was the last one of the run."""
+        self.ended += 1
         self.step += 1
-        self._within_step.clear()
-        if self.step == self.steps:
+        if self.step >= self.steps:
             self.running = False
         return not self.running
 
     def stop(self) -> None:
         """End the run, wherever it is."""
         self.running = False
-        self._within_step.clear()

@@ -3,53 +3,69 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from festina.cost import mac_table
+from festina.errors import FestinaError
+from festina.executor.branches import Branch, Branches
+from festina.executor.calls import Signature, entry_given, leaves_of, parameter_names, signature_of
 from festina.executor.clock import StepClock
+from festina.executor.report import CallRecord, RunReport, price
 from festina.executor.serving import Column
 from festina.executor.store import Store
-from festina.layers import Shape
-from festina.plan import Plan
+from festina.plan import COMPUTE, SKIP, Plan
+from festina.trace import Call
 
 
-@dataclass(frozen=True)
-class RunReport:
-    """What happened in the last run.
+class _Denoisers:
+    """Which of a pipeline's denoisers were called, and the branches of each.
 
-    Attributes:
-        steps: steps that ended.
-        calls: calls of the denoiser.
-        seconds: wall seconds from the start of the run to the end of its last step.
-        computed, served: how often each site ran and how often it was served, by site name.
-        peak_bytes: most bytes the store held at once.
-        macs: multiply-accumulates of the denoiser, attention products included.
-        macs_uncached: what the same calls cost with everything computed.
-        shapes: how many calls had which batch and numbers of tokens.
+    A pipeline with two experts changes from one to the other midway: what the first left behind is never read again.
+    One that calls both in each step (a weaker model as guidance) needs what both keep.
     """
 
-    steps: int
-    calls: int
-    seconds: float
-    computed: Mapping[str, int]
-    served: Mapping[str, int]
-    peak_bytes: int
-    macs: int
-    macs_uncached: int
-    shapes: Mapping[Shape, int]
+    def __init__(self) -> None:
+        self._branches: dict[int, set[str]] = {}
+        self._before: set[int] = set()
+        self._now: set[int] = set()
+
+    def clear(self) -> None:
+        self._branches.clear()
+        self._before, self._now = set(), set()
+
+    def end_step(self) -> None:
+        self._before, self._now = self._now, set()
+
+    def call(self, denoiser: int) -> set[str]:
+        """A call of a denoiser begins; returns the branches that are over by that."""
+        over: set[str] = set()
+        if not self._now and self._before:
+            needed = {denoiser} | (self._before if len(self._before) > 1 else set())
+            for other in set(self._branches) - needed:
+                over |= self._branches.pop(other)
+        self._now.add(denoiser)
+        return over
+
+    def any_now(self) -> bool:
+        """Whether one was called in the present step."""
+        return bool(self._now)
+
+    def add(self, denoiser: int, branch: str) -> None:
+        self._branches.setdefault(denoiser, set()).add(branch)
 
 
 class Run:
-    """A plan at work on one denoiser. Made by `apply`; also the explicit clock of a denoiser without a pipeline.
+    """A plan at work on one denoiser, or on the several of one pipeline. Made by `apply`; also the explicit clock of a
+    denoiser without a pipeline.
 
     Attributes:
         plan: the plan, in canonical form.
         clock: the step clock.
         store: what is kept between steps; empty between runs.
+        calls: the first call with tensors of certain shapes, by these shapes, of the current or the last run.
+        before_start: called before each run: whether everything is still in its place.
     """
 
     def __init__(self, plan: Plan, denoiser: nn.Module, columns: tuple[Column, ...]) -> None:
@@ -57,33 +73,72 @@ class Run:
         self.columns = columns
         self.clock = StepClock(len(plan.steps))
         self.store = Store()
+        self.calls: dict[Signature, CallRecord] = {}
+        self.before_start: Callable[[], None] = lambda: None
         self._denoiser = denoiser
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._priced: dict[Shape, int] = {}
+        self._names = parameter_names(denoiser)
+        self._branches = Branches()
+        self._used = _Denoisers()
+        self._schedule: Tensor | None = None
         self._began = self._seconds = 0.0
         self._steps_done = 0
 
-    def start(self, steps: int) -> None:
-        """Begin a run of `steps` steps with an empty store.
+    def start(self, steps: int, made_by: str = "", schedule: Tensor | None = None) -> None:
+        """Begin a run with an empty store.
+
+        Args:
+            steps: steps it makes from pure noise to the picture.
+            made_by: where this number comes from, in words.
+            schedule: the sampler's timesteps, if it is not sure that the run begins with their first.
 
         Raises:
-            FestinaError: the plan has another number of steps.
+            FestinaError: the plan has another number of steps, or a part of the denoiser was exchanged or compiled in
+                a way that the plan cannot follow.
         """
         self.abort()
-        self.clock.start(steps)
+        self.before_start()
+        self.clock.start(steps, made_by)
         self.store.clear_peak()
-        self._priced.clear()
+        self.calls.clear()
         self._steps_done = 0
         for column in self.columns:
-            column.computed = column.served = 0
+            column.restart()
+        self._schedule = schedule
+        if schedule is not None:
+            # Nothing is known of where it begins: the step behind the plan's last computes and keeps everything.
+            self.clock.first, self.clock.step = None, steps
         self._began = time.perf_counter()
 
-    def next_step(self) -> None:
-        """End the current step; after the last one the run is over and the store empty."""
+    def begin_at(self, step: int) -> None:
+        """Say that the run begins at this step of the plan; not once the denoiser has been called.
+
+        Raises:
+            FestinaError: the plan has no such step.
+        """
+        if not self.clock.running or self.clock.calls:
+            return
+        if not 0 <= step < self.clock.steps:
+            raise FestinaError(f"a run that begins at step {step}; the plan has the steps 0 to {self.clock.steps - 1}.")
+        # A site that is left out in this step computes all the same: the first step of a run computes everything.
+        skips = step > 0 and any(column.actions[step] == SKIP for column in self.columns)
+        self.clock.first, self.clock.step = step, self.clock.steps if skips else step
+
+    def next_step(self, step: int = 0) -> None:
+        """End the current step; after the last one the run is over and the store empty.
+
+        Args:
+            step: which step of the plan it was, where the run could not know before it ended.
+        """
         if not self.clock.running:
             return
+        if self.clock.step == self.clock.steps:
+            self.clock.first = step if self.clock.first is None else self.clock.first
+            self.clock.step = self.clock.first
+            self._drop_unread(self.clock.first)
         self._steps_done += 1
         finished = self.clock.next_step()
+        self._branches.end_step()
+        self._used.end_step()
         self._seconds = time.perf_counter() - self._began
         if finished:
             self.abort()
@@ -92,46 +147,108 @@ class Run:
         """End the run wherever it is and empty the store."""
         self.clock.stop()
         self.store.clear()
-        self._shapes.clear()
+        self._branches.clear()
+        self._used.clear()
+        self._schedule = None
 
-    def begin_call(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> None:
-        """Take note of a call of the denoiser with these inputs; they decide its branch and its price.
+    def release(self) -> None:
+        """End the run and let go of the tensors it was given, but for what a report needs."""
+        self.abort()
+        for record in self.calls.values():
+            record.lighten()
+
+    def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], denoiser: int = 0, name: str = "") -> None:
+        """Take note of a call of the denoiser with these arguments; they decide its branch and its price.
+
+        Args:
+            args, kwargs: the arguments.
+            denoiser: which of the pipeline's denoisers it is.
+            name: name of that denoiser, "" for the first.
 
         Raises:
             FestinaError: no run is under way.
         """
-        branch = self.clock.begin_call()
-        shape = tuple(hidden_states.shape)
-        if self._shapes.setdefault(branch, shape) != shape:
-            # Another batch or resolution in the middle of a run: what was stored for it fits no more.
-            self.store.drop_branch(branch)
-            self._shapes[branch] = shape
-        priced = call_shape(self._denoiser, hidden_states, encoder_hidden_states)
-        self._priced[priced] = self._priced.get(priced, 0) + 1
+        leaves = leaves_of(self._names, args, kwargs)
+        self._find_place(leaves)
+        self.clock.begin_call()
+        for left in self._used.call(denoiser):
+            self.store.drop_branch(left)
+        group, context, step = f"{name}/" if name else "", self.clock.context, self.clock.step
+        branch = self._branches.of_call(
+            f"{group}{context or 'call'}", context is not None, self._names[0], leaves, step
+        )
+        self._used.add(denoiser, branch.name)
+        if branch.stale:
+            # Another batch, resolution or conditioning in the middle of a run: what was stored for it fits no more.
+            self.store.drop_branch(branch.name)
+            branch.stale = False
+        else:
+            self._drop_overtaken(branch, step)
+        branch.last_step = step
+        self.clock.branch = branch.name
+        self._record(args, kwargs, signature_of(leaves))
+
+    def _find_place(self, leaves: Leaves) -> None:
+        """See by the timestep that a call is given in which step it is made, if that can be seen."""
+        if self._schedule is None or not self.clock.running or self._used.any_now():
+            return
+        entry = entry_given(self._schedule, leaves.values())
+        if entry is None:
+            return
+        if not self.clock.calls and self.clock.first is None:
+            self.begin_at(entry)
+        elif self.clock.ended and entry == self.clock.step - 1:
+            raise FestinaError(
+                f"the denoiser is called for step {entry}, which the scheduler has ended: this pipeline makes a step "
+                f"for each part of a picture by itself. No plan can be run on it; call festina.remove."
+            )
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Signature) -> None:
+        self.clock.signature = shapes
+        self.calls.setdefault(shapes, CallRecord(Call(args, kwargs))).count += 1
+
+    def _drop_overtaken(self, branch: Branch, step: int) -> None:
+        """Forget what a branch would have computed anew in the steps in which it was not called."""
+        last = self.clock.first if branch.last_step == self.clock.steps else branch.last_step
+        if last is None or step - last < 2 or step == self.clock.steps:
+            return
+        for column in self.columns:
+            if COMPUTE in column.actions[last + 1 : step]:
+                self.store.drop(branch.name, column.site.name)
+
+    def _drop_unread(self, step: int) -> None:
+        """Forget what no step after this one reads."""
+        for column in self.columns:
+            if not column.keeps[step]:
+                for branch in self._branches.names():
+                    self.store.drop_visits(branch, column.site.name)
 
     def report(self) -> RunReport:
-        """What the last run did; during a run, what it did so far."""
-        calls = self.clock.calls
-        computed = {column.site.name: column.computed for column in self.columns}
-        for column in self.columns:
-            if column.always_computes:
-                computed[column.site.name] = calls
-        served = {column.site.name: column.served for column in self.columns}
-        uncached = saved = 0
-        for shape, count in self._priced.items():
-            table = mac_table(self._denoiser, shape)
-            uncached += count * table.full.total
-            saved += sum(table.sites[name].total * served[name] for name in served) * count // calls
+        """What the last run did; during a run, what it did so far. Traces one call of each shape for its price.
+
+        Raises:
+            FestinaError: a call cannot be priced.
+        """
+        self.clock.passing = True
+        try:
+            spent = price(self._denoiser, self.calls, self.columns)
+        finally:
+            self.clock.passing = False
+        # A site that always computes is not wrapped, so nobody counted it.
+        computed = {
+            column.site.name: spent.visits[column.site.name] if column.always_computes else column.computed.total()
+            for column in self.columns
+        }
         return RunReport(
             self._steps_done,
-            calls,
+            self.clock.calls,
             self._seconds,
             computed,
-            served,
+            {column.site.name: column.served.total() for column in self.columns},
             self.store.peak_bytes,
-            uncached - saved,
-            uncached,
-            dict(self._priced),
+            spent.macs,
+            spent.macs_uncached,
+            {shapes: record.count for shapes, record in self.calls.items()},
         )
 
     def summary(self) -> str:
@@ -147,15 +264,3 @@ class Run:
             f"{report.macs / 1e9:.2f} GMACs of {report.macs_uncached / 1e9:.2f} uncached ({ratio:.2f} times fewer)\n"
             f"{report.peak_bytes / 2**20:.2f} MiB held at most between steps"
         )
-
-
-def call_shape(denoiser: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> Shape:
-    """Tokens of a denoiser call: an image latent (batch, channels, height, width) is cut into patches, a sequence
-    (batch, tokens, channels) counts as it is."""
-    if hidden_states.ndim == 4:
-        config: Any = denoiser.config
-        image = hidden_states.shape[-2] * hidden_states.shape[-1] // config.patch_size**2
-    else:
-        image = hidden_states.shape[1]
-    text = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
-    return Shape(hidden_states.shape[0], image, text)

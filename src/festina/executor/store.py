@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
-Value = Tensor | tuple[Tensor, ...]
-"""What a site stores: the module's output, or one residual per stream."""
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+Value = Any
+"""What a site stores: a tensor, or a structure of tensors as torch's pytrees know them."""
 
 
 def value_bytes(value: Value) -> int:
-    """Bytes of a stored value."""
-    tensors = (value,) if isinstance(value, Tensor) else value
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Bytes of a stored value; a tensor that occurs twice counts once."""
+    tensors = {id(leaf): leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 class Store:
@@ -23,7 +26,7 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._values: dict[tuple[str, str], Value] = {}
+        self._values: dict[tuple[str, str], tuple[Value, int]] = {}
         self.bytes = 0
         self.peak_bytes = 0
 
@@ -33,19 +36,27 @@ class Store:
     def put(self, branch: str, site: str, value: Value) -> None:
         """Keep a value, in the place of the last one."""
         self.drop(branch, site)
-        self._values[branch, site] = value
-        self.bytes += value_bytes(value)
+        size = value_bytes(value)
+        self._values[branch, site] = value, size
+        self.bytes += size
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
     def get(self, branch: str, site: str) -> Value | None:
         """The value of a site, None if it has none."""
-        return self._values.get((branch, site))
+        held = self._values.get((branch, site))
+        return None if held is None else held[0]
 
     def drop(self, branch: str, site: str) -> None:
         """Forget the value of a site, if it has one."""
-        value = self._values.pop((branch, site), None)
-        if value is not None:
-            self.bytes -= value_bytes(value)
+        held = self._values.pop((branch, site), None)
+        if held is not None:
+            self.bytes -= held[1]
+
+    def drop_visits(self, branch: str, site: str) -> None:
+        """Forget the values of all visits of a site (see `festina.executor.serving.Column.visit`)."""
+        for held, visit in [slot for slot in self._values if slot[0] == branch]:
+            if visit.partition("#")[0] == site:
+                self.drop(held, visit)
 
     def drop_branch(self, branch: str) -> None:
         """Forget all values of a branch."""

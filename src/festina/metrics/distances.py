@@ -1,4 +1,4 @@
-"""Distances between pictures and between sets of pictures."""
+"""Distances between pictures or videos and between sets of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from festina.errors import FestinaError
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture to its reference.
+    """Peak signal-to-noise ratio of each picture to its reference; of a video, over all of its frames.
 
     Args:
-        images, reference: (batch, 3, height, width) in [0, 1], of one shape.
+        images, reference: (batch, 3, height, width) or (batch, frames, 3, height, width) in [0, 1], of one shape.
 
     Returns:
         (batch,) in dB, 10 log10(1 / mean squared error); infinite for equal pictures.

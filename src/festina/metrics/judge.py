@@ -69,7 +69,12 @@ class Judge(nn.Module):
     Args:
         width: channels of the first stage; the trunk ends at 4 x `width`.
         features: length of the feature vector used for the Frechet distance.
+
+    Attributes:
+        attributes: what it reads, in the order of `correct`: the words of each attribute.
     """
+
+    attributes = HEADS
 
     def __init__(self, width: int = 32, features: int = 96) -> None:
         super().__init__()
@@ -108,7 +113,7 @@ class Judge(nn.Module):
             (batch,) mean over the caption's attributes of the probability the judge gives to what it says, in [0, 1].
 
         Raises:
-            FestinaError: a caption outside the grammar, or not one caption per picture.
+            FestinaError: no pictures, a caption outside the grammar, or not one caption per picture.
         """
         probabilities, applies = self._caption_probabilities(images, captions)
         return (probabilities * applies).sum(1) / applies.sum(1)
@@ -133,6 +138,11 @@ class Judge(nn.Module):
 
 
 def _parse(images: Tensor, captions: Sequence[str]) -> list[Scene]:
+    if images.ndim != 4:
+        raise FestinaError(
+            f"the judge of pictures reads (batch, 3, 64, 64); found {tuple(images.shape)}. Videos have a judge of "
+            f"their own."
+        )
     if len(images) != len(captions):
         raise FestinaError(f"{len(images)} pictures but {len(captions)} captions; give one caption per picture.")
     return [parse_caption(caption) for caption in captions]

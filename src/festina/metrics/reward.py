@@ -1,4 +1,4 @@
-"""Rewards: how well a picture shows its prompt, as one number per picture that a search maximises."""
+"""Rewards: how well a picture or a video shows its prompt, as one number each that a search maximises."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from festina.errors import FestinaError
 
 if TYPE_CHECKING:
     from festina.metrics.judge import Judge
+    from festina.metrics.video_judge import VideoJudge
 
 
 class Reward(Protocol):
-    """Scores pictures against their prompts; higher is better.
+    """Scores pictures or videos against their prompts; higher is better.
 
     Attributes:
         name: short name, such as "judge" or "clip".
@@ -31,15 +32,20 @@ class Reward(Protocol):
     def fingerprint(self) -> str: ...
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (batch,) of pictures (batch, 3, height, width) in [0, 1], on whatever device they lie."""
+        """Scores (batch,) of pictures (batch, 3, height, width) in [0, 1] or videos (batch, frames, 3, height, width),
+        on whatever device they lie."""
 
 
 class JudgeReward:
-    """The judge of the `scenes` pictures as a reward; see `festina.metrics.judge.Judge.reward`."""
+    """A judge of what the shipped pipelines draw as a reward; see `festina.metrics.judge.Judge.reward`.
+
+    Args:
+        judge: of pictures, or of the videos of `scenes-video`.
+    """
 
     name = "judge"
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge | VideoJudge) -> None:
         self.judge = judge
         self.fingerprint = weights_fingerprint(judge)
 
@@ -52,7 +58,8 @@ class ClipReward:
     """CLIP score: cosine similarity of a picture's and its prompt's embedding (arXiv 2103.00020), in [-1, 1].
 
     Pictures are scored with 8 bits a channel, as they would be saved. Prompts are cut to the length the model reads (77
-    tokens for OpenAI's models).
+    tokens for OpenAI's models). A video's score is the mean over its frames, each scored as a picture: it does not see
+    motion.
 
     Args:
         model: folder or Hub id of a CLIP model with its processor.
@@ -84,6 +91,10 @@ class ClipReward:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         if len(images) != len(prompts):
             raise FestinaError(f"{len(images)} pictures but {len(prompts)} prompts; give one prompt per picture.")
+        if images.ndim == 5:
+            frames = images.shape[1]
+            every = [prompt for prompt in prompts for _ in range(frames)]
+            return self(images.flatten(0, 1), every).view(-1, frames).mean(1)
         inputs = self.processor(
             text=list(prompts),
             images=list((images.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)),

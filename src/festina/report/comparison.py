@@ -25,6 +25,9 @@ from festina.search.front import confidence_interval
 from festina.search.generation import generate
 from festina.search.workload import Workload
 
+FRAMES_PER_SECOND = 8
+"""How fast an animation plays."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -45,7 +48,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a Frechet distance is taken with: a picture's features, and the features of real pictures."""
+    """What a Frechet distance is taken with: features of pictures or videos, and the features of real ones."""
 
     features: Callable[[Tensor], Tensor]
     reference: Tensor
@@ -64,7 +67,7 @@ def compare(
     rounds: int = 5,
     progress: Progress = silent,
 ) -> tuple[Point, ...]:
-    """Measure variants on one workload.
+    """Measure variants on one workload, of a pipeline that draws pictures or videos.
 
     Args:
         pipe: the pipeline, untouched.
@@ -137,12 +140,28 @@ def _look_at(
     return _Looks(tuple(_scores(reward, images, workload)), frechet, float(psnr(images, reference).mean()), pictures)
 
 
+def strip(image: Tensor) -> Tensor:
+    """A picture as it is, a video (frames, 3, height, width) as one picture of its frames side by side."""
+    return image if image.ndim == 3 else torch.cat(list(image), dim=2)
+
+
 def png(image: Tensor) -> bytes:
-    """A picture (3, height, width) in [0, 1] as a PNG file."""
-    values = image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    """A picture (3, height, width) in [0, 1] as a PNG file; of a video (frames, ...), its frames side by side."""
     stream = io.BytesIO()
-    Image.fromarray(values).save(stream, "PNG", optimize=True)
+    _drawn(strip(image)).save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def animation(video: Tensor) -> bytes:
+    """A video (frames, 3, height, width) in [0, 1] as an animated PNG file, played over and over."""
+    first, *rest = (_drawn(frame) for frame in video)
+    stream = io.BytesIO()
+    first.save(stream, "PNG", save_all=True, append_images=rest, duration=1000 // FRAMES_PER_SECOND, loop=0)
+    return stream.getvalue()
+
+
+def _drawn(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
 def _generate(pipe: Any, variant: Variant, workload: Workload, pictures: Sequence[tuple[str, int]]) -> Tensor:

@@ -112,6 +112,7 @@
     const area = document.getElementById("pictures");
     const alone = point === uncached || !uncached.pictures.length;
     area.classList.toggle("single", alone);
+    area.classList.toggle("wide", page.wide);
     area.replaceChildren(...point.pictures.map((picture, place) => {
       const prompt = page.prompts[place];
       const side = (source, by, mark) => element("div", { class: mark }, element("img", { src: source, alt: `${by}: ${prompt}` }), by);
@@ -122,7 +123,7 @@
     }));
     const note = !point.pictures.length ? "No pictures were kept for this run."
       : alone ? "Same prompts and seeds for every run."
-      : "Left the uncached picture, right this run; same prompt, same seed.";
+      : `${page.wide ? "Above" : "Left"} the uncached picture, ${page.wide ? "below" : "right"} this run; same prompt, same seed.`;
     document.getElementById("pictures-note").textContent = note;
   }
 

@@ -98,12 +98,20 @@ def _data(page: FrontPage, best: Headline) -> dict[str, Any]:
         "prompts": page.prompts,
         "uncached": page.uncached.name,
         "first": first.name,
+        "wide": any(_is_wide(png) for point in page.points for png in point.pictures),
         "kinds": [
             {"kind": kind, "label": look.label, "symbol": look.symbol, "size": look.size, "line": look.line}
             for kind, look in LOOKS.items()
         ],
         "points": [_point_data(point, page.uncached) for point in _in_order(page)],
     }
+
+
+def _is_wide(png: bytes) -> bool:
+    """Whether a picture is twice as wide as it is high, or more, like the frames of a video side by side."""
+    # The header of a PNG file has width and height at fixed places.
+    width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
+    return width >= 2 * height > 0
 
 
 def _point_data(point: Point, uncached: Point) -> dict[str, Any]:

@@ -28,16 +28,13 @@ Mask = NDArray[np.bool_]
 
 
 def kind_of(site: Site) -> str:
-    """The kind of a site: "self-attention", "cross-attention", "feed-forward" or, for a whole block, "block".
+    """The kind of a site: "self-attention", "cross-attention", "feed-forward", "convolution" or, for a whole block or
+    region, "block" or "region".
 
-    Joint attention, as in FLUX, reads the stream it writes and so counts as self-attention; whatever does not attend
-    counts as feed-forward. FLUX thus has ECAD's three families: all, attention only, MLP only.
+    Joint attention, as in FLUX, counts as self-attention. FLUX thus has ECAD's three families: all, attention only,
+    MLP only.
     """
-    if site.component is None:
-        return "block"
-    if not site.component.attends:
-        return "feed-forward"
-    return "self-attention" if site.component.attends == site.component.tokens else "cross-attention"
+    return site.role
 
 
 def seed_pool(genome: Genome) -> tuple[Plan, ...]:

@@ -133,7 +133,8 @@ class ScenesVideo(Family):
 
 
 def _grow(video: nn.Module, picture: nn.Module) -> None:
-    """Start from a transformer of pictures: every frame is drawn as a picture, and no frame sees another one yet."""
+    """Start from a transformer of pictures: no frame sees another one yet, and every frame is drawn as a picture would
+    be but for the embedding of its number, which the class adds."""
     state, known = video.state_dict(), picture.state_dict()
     for name, value in known.items():
         if name in state and state[name].shape == value.shape and not name.startswith("transformer_blocks."):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from festina.zoo import loading
 from festina.zoo.grammar import parse_caption, sample_scenes
-from festina.zoo.loading import SHIPPED, WEIGHTS, shipped_judge
 from festina.zoo.motion import parse_moving_caption, render_moving, sample_moving_scenes
 from festina.zoo.render import render
 
@@ -74,14 +74,14 @@ class Shipped:
             FestinaError: it is not in this installation.
         """
         if not self.moving:
-            return shipped_judge(device)
+            return loading.shipped_judge(device)
         # The judge knows the grammar, which lives in this package.
         from festina.metrics.video_judge import load_video_judge
 
-        return load_video_judge(WEIGHTS / self.name / "judge", device)
+        return load_video_judge(loading.WEIGHTS / self.name / "judge", device)
 
 
-_ALL = {name: Shipped(name, moving=name == "scenes-video") for name in SHIPPED}
+_ALL = {name: Shipped(name, moving=name == "scenes-video") for name in loading.SHIPPED}
 
 
 def shipped(model: object) -> Shipped | None:

@@ -1,0 +1,102 @@
+"""The report of a run: what ran, what was served, and what that cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from festina.cost import mac_table
+from festina.executor.calls import Signature
+from festina.executor.serving import Column
+from festina.trace import Call, trace
+
+_SMALL = 4096
+"""Numbers of a tensor that is kept for a report as it is."""
+
+
+@dataclass
+class CallRecord:
+    """Denoiser calls of one signature in a run.
+
+    Attributes:
+        call: arguments of the first of them.
+        count: how many there were.
+    """
+
+    call: Call
+    count: int = 0
+
+    def lighten(self) -> None:
+        """Put a zero without memory in the place of large tensors; small ones, such as masks, can decide shapes."""
+
+        def light(tensor: Tensor) -> Tensor:
+            return tensor if tensor.numel() <= _SMALL else tensor.new_zeros(()).expand(tensor.shape)
+
+        args, kwargs = tree_map_only(Tensor, light, (self.call.args, dict(self.call.kwargs)))
+        self.call = Call(args, kwargs)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What happened in the last run.
+
+    Attributes:
+        steps: steps that ended.
+        calls: calls of the denoiser.
+        seconds: wall seconds from the start of the run to the end of its last step.
+        computed, served: how often each site ran and how often it was served, by site name.
+        peak_bytes: most bytes the store held at once.
+        macs: multiply-accumulates of the denoiser, attention products included.
+        macs_uncached: what the same calls cost with everything computed.
+        shapes: how many calls had tensors of which shapes.
+    """
+
+    steps: int
+    calls: int
+    seconds: float
+    computed: Mapping[str, int]
+    served: Mapping[str, int]
+    peak_bytes: int
+    macs: int
+    macs_uncached: int
+    shapes: Mapping[Signature, int]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the calls of a run cost.
+
+    Attributes:
+        macs: with what was served left out.
+        macs_uncached: with everything computed.
+        visits: how often each of the sites came up, served or not, by name.
+    """
+
+    macs: int
+    macs_uncached: int
+    visits: Mapping[str, int]
+
+
+def price(denoiser: nn.Module, records: Mapping[Signature, CallRecord], columns: Sequence[Column]) -> Spent:
+    """Price the calls of a run, by a trace of one call per signature.
+
+    Raises:
+        FestinaError: a call cannot be priced.
+    """
+    saved = uncached = 0
+    visits = dict.fromkeys((column.site.name for column in columns), 0)
+    for signature, record in records.items():
+        traced = trace(denoiser, record.call)
+        table = mac_table(denoiser, traced, tuple(column.site.name for column in columns))
+        uncached += record.count * traced.macs.total
+        for column in columns:
+            name = column.site.name
+            # A site that a call visits several times is priced for all of its visits together.
+            each = len(traced.returned.get(column.site.paths[-1], ()))
+            visits[name] += each * record.count
+            if served := column.served[signature]:
+                saved += table.sites[name].total * served // each
+    return Spent(uncached - saved, uncached, visits)
