@@ -28,7 +28,9 @@ class Mix(nn.Module):
         self.ask, self.tell, self.say = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return nn.functional.scaled_dot_product_attention(self.ask(tokens), self.tell(tokens), self.say(tokens))
+        asked, told, said = self.ask(tokens), self.tell(tokens), self.say(tokens)
+        mixed: Tensor = nn.functional.scaled_dot_product_attention(asked, told, said)
+        return mixed
 
 
 class Layer(nn.Module):
@@ -41,7 +43,8 @@ class Layer(nn.Module):
 
     def forward(self, tokens: Tensor, time: Tensor) -> Tensor:
         tokens = tokens + self.mix(tokens) * time
-        return tokens + self.feed(tokens)
+        fed: Tensor = self.feed(tokens)
+        return tokens + fed
 
 
 class MyDenoiser(nn.Module):

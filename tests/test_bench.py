@@ -119,7 +119,7 @@ def test_overhead_has_a_denoiser_of_the_same_size_where_scenes_is_missing(monkey
 
     monkeypatch.setattr(overhead, "load", missing)
     small = overhead.shipped_or_small()
-    assert small.shape == scenes.shape
+    assert small.traced.macs == scenes.traced.macs
     assert len(small.sites) == len(scenes.sites)
 
 
@@ -135,7 +135,7 @@ def test_skipped_counts_and_prices_what_it_skips(tmp_path, scenes):
     assert {name: part["macs"] for name, part in groups.items()} == {
         f"transformer_blocks.{kind}": BLOCKS * macs for kind, macs in per_site.items()
     }
-    fixed = mac_table(scenes.denoiser, scenes.shape).fixed.total
+    fixed = mac_table(scenes.denoiser, scenes.traced).fixed.total
     assert found["macs_per_step"] == fixed + BLOCKS * sum(per_site.values())
     assert math.fsum(part["share_of_macs"] for part in groups.values()) == pytest.approx(
         1 - fixed / found["macs_per_step"]
@@ -248,7 +248,7 @@ def test_large_is_exact_and_holds_what_was_predicted(tmp_path, capsys):
         assert exact["peak_bytes_measured"] == exact["peak_bytes_predicted"] > 0
         assert exact["computed"] == exact["computed_by_plan"] < exact["sites"] * large.EXACTNESS_STEPS
         assert list(part["speed"]) == ["uncached", "FORA 2", "FORA 3", "FORA 4", "FORA 5"]
-        prices = mac_table(model.denoiser, model.shape)
+        prices = mac_table(model.denoiser, model.traced)
         for label, run in part["speed"].items():
             computed = {"uncached": 6, "FORA 2": 3}.get(label, 2)
             sites = prices.full.total - prices.fixed.total
@@ -281,7 +281,7 @@ def test_full_size_denoisers_cost_what_ecad_recorded():
         model = large.full_size(name, pictures, torch.device("meta"))
         assert {weight.dtype for weight in model.denoiser.parameters()} == {torch.bfloat16}
         assert {weight.device.type for weight in model.denoiser.parameters()} == {"meta"}
-        prices = mac_table(model.denoiser, model.shape)
+        prices = mac_table(model.denoiser, model.traced)
         assert 20 * prices.full.linear == uncached
         assert plan_macs(fora(model.denoiser, 20, 2), prices).linear == halved
     assert torch.get_default_dtype() == torch.float32

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from festina.cli.main import main
 from festina.formats import to_ecad
 from festina.report import FrontPage
 from festina.search import Archive
+from festina.zoo import SHIPPED
 
 SMALL = [
     "--population",
@@ -91,7 +94,7 @@ def fails(result, *parts, code=1):
 def test_help_names_every_command(festina):
     status, out, _ = festina("--help")
     assert status == 0
-    for word in ("search", "generate", "front", "sites", "plan", "zoo", "scenes"):
+    for word in ("search", "generate", "front", "sites", "plan", "zoo", *SHIPPED):
         assert word in out
 
 
@@ -302,7 +305,28 @@ def test_an_ecad_schedule_runs(festina, tmp_path, plan):
 
 
 def test_zoo_train_refuses_what_it_cannot_do(festina, tmp_path):
-    fails(festina("zoo", "train", "mountains"), "no recipe for 'mountains'")
+    fails(festina("zoo", "train", "mountains"), "no recipe for 'mountains'", *SHIPPED)
+    (tmp_path / "name").write_text("scenes-unet")
+    fails(festina("zoo", "train", "scenes-flux", "--work", tmp_path, "--out", tmp_path), "holds a training with other")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_zoo_train_takes_the_settings_of_the_recipe(festina, monkeypatch, tmp_path, name):
+    from festina.zoo import train
+
+    asked = []
+    monkeypatch.setattr(train, "train", lambda *words: asked.append(words))
+    status, out, _ = festina("zoo", "train", name)
+    assert status == 0
+    assert f"wrote {Path('runs') / name}/pipeline" in out
+    options = ("--compile", "--denoiser-steps", "7", "--out", tmp_path / "o", "--work", tmp_path / "w")
+    assert festina("zoo", "train", name, *options)[0] == 0
+    (first, usual, work, out_folder, device), (second, own, own_work, own_out, _) = asked
+    assert (first, second, device.type) == (name, name, "cpu")
+    assert usual == train.recipe(name).settings
+    assert (work, out_folder) == (Path("runs") / f"{name}-work", Path("runs") / name)
+    assert own == replace(usual, compile=True, denoiser_steps=7)
+    assert (own_work, own_out) == (tmp_path / "w", tmp_path / "o")
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_archive_whole(monkeypatch, festina, searched, tmp_path):

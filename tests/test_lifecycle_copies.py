@@ -213,13 +213,17 @@ def test_a_pipeline_that_steps_for_each_part_of_a_picture_is_refused(kind):
     """It sets the scheduler's attributes back for each part, so that a step begins again after it has ended."""
     loop, entries = looping(kind)
     with festina.accelerate(loop, reusing_plan(loop, entries)) as run:
-        saved = {}
+        saved, times = {}, []
+
+        def save(step, call):
+            times.append(loop.scheduler.timesteps)
+            saved.update(copy.deepcopy(vars(loop.scheduler)))
 
         def again(step):
             vars(loop.scheduler).update(saved)
-            loop.transformer(torch.zeros(1, 4, 8, 8), loop.conditioning("part"), loop.scheduler.timesteps[step][None])
+            loop.transformer(torch.zeros(1, 4, 8, 8), loop.conditioning("part"), times[0][step][None])
 
-        loop.on_call = lambda step, call: saved.update(copy.deepcopy(vars(loop.scheduler)))
+        loop.on_call = save
         loop.on_step = again
         with pytest.raises(FestinaError, match="called for step 0, which the scheduler has ended"):
             loop()

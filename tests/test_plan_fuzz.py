@@ -19,7 +19,7 @@ LIMITED = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NAMES = TEXTS.filter(bool)
 SITES = NAMES.filter(lambda text: ":" not in text and ".." not in text)
-BLOCKS = st.builds("{}.{}:residual".format, SITES, st.integers(0, 9))
+BLOCKS = st.builds("{}.{}:residual".format, SITES.filter(lambda text: not text.endswith(".")), st.integers(0, 9))
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),

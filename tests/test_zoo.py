@@ -266,7 +266,7 @@ def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
         judge_steps=3,
         judge_batch=4,
     )
-    train.train_scenes(settings, tmp_path / "work", tmp_path / "whole", torch.device("cpu"))
+    train.train("scenes", settings, tmp_path / "work", tmp_path / "whole", torch.device("cpu"))
 
     # The same again, cut off after every stage's first checkpoint.
     class CutError(RuntimeError):
@@ -284,7 +284,7 @@ def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
     cuts = 0
     while True:
         try:
-            train.train_scenes(settings, tmp_path / "work2", tmp_path / "cut", torch.device("cpu"))
+            train.train("scenes", settings, tmp_path / "work2", tmp_path / "cut", torch.device("cpu"))
             break
         except CutError:
             cuts += 1

@@ -17,8 +17,8 @@ def listening_forward(original: Callable[..., Any], run: Run, place: int, name: 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if run.clock.passing:
             return original(*args, **kwargs)
-        run.begin_call(args, kwargs, place, name)
         try:
+            run.begin_call(args, kwargs, place, name)
             return original(*args, **kwargs)
         except BaseException:
             run.abort()

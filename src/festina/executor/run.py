@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from festina.errors import FestinaError
 from festina.executor.branches import Branch, Branches
-from festina.executor.calls import Signature, entry_given, leaves_of, parameter_names, signature_of
+from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, parameter_names, signature_of
 from festina.executor.clock import StepClock
 from festina.executor.report import CallRecord, RunReport, price
 from festina.executor.serving import Column
