@@ -119,7 +119,9 @@ def test_overhead_has_a_denoiser_of_the_same_size_where_scenes_is_missing(monkey
 
     monkeypatch.setattr(overhead, "load", missing)
     small = overhead.shipped_or_small()
-    assert small.traced.macs == scenes.traced.macs
+    # Its text is projected from another width; the blocks are the same.
+    sizes = [model.traced.within["transformer_blocks.0"] for model in (small, scenes)]
+    assert sizes[0] == sizes[1]
     assert len(small.sites) == len(scenes.sites)
 
 

@@ -229,11 +229,16 @@ def test_wrong_models_are_one_line(festina, tmp_path, plan):
 
 
 def test_sites_lists_the_groups(festina):
-    status, out, _ = festina("sites", "scenes", "--text-tokens", "20")
+    status, out, _ = festina("sites", "scenes")
     assert status == 0
-    for group in ("transformer_blocks.attn1", "transformer_blocks.attn2", "transformer_blocks.ff", "not cacheable"):
-        assert group in out
-    assert "24 sites, 64 image tokens" in out
+    for line in ("transformer_blocks.0..7:residual", "attn1 (self-attention)", "ff (feed-forward)", "not cacheable"):
+        assert line in out
+    status, out, _ = festina("sites", "scenes", "--depth", "blocks")
+    assert status == 0
+    assert "transformer_blocks.7:residual" in out
+    assert "attn1" not in out
+    status, out, _ = festina("sites", "scenes", "--depth", "components", "--prompt", "a large red circle")
+    assert out.count("attn2 (cross-attention)") == 8
 
 
 def test_generate_side_by_side(festina, plan, tmp_path):

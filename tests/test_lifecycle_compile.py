@@ -7,7 +7,7 @@ from lifecycle import all_compute, random_plan, snapshot
 from tiny import flux_pipeline, generate, pixart_pipeline
 
 import festina
-from festina import FestinaError
+from festina import FestinaError, Plan, Step
 from festina.sites import block_sites
 
 SIX = 6
@@ -161,6 +161,22 @@ def test_blocks_put_into_modules_of_torch_compile_after_applying_are_followed():
         assert not any("forward" in vars(block) for block in inner)
     with festina.accelerate(pipe, plan):
         assert torch.equal(generate(pipe, steps=SIX), wanted)
+
+
+def test_blocks_that_two_sites_wrap_are_followed():
+    pipe, backend = pixart_pipeline(), Counting()
+    sites = ("transformer_blocks.0..1:residual", "transformer_blocks.0:residual", "transformer_blocks.1:residual")
+    rows = ["CCC", "CRC", "RCC", "CCR", "CRC", "CCC"]
+    plan = Plan("PixArtTransformer2DModel", sites, tuple(Step(1 - i / 6, row) for i, row in enumerate(rows)))
+    blocks = pipe.transformer.transformer_blocks
+    with festina.accelerate(pipe, plan):
+        wanted = generate(pipe, steps=SIX)
+        inner = list(blocks)
+        blocks[0] = torch.compile(inner[0], fullgraph=True, backend=backend)
+        assert torch.equal(generate(pipe, steps=SIX), wanted)
+        assert "forward" not in vars(inner[0])
+    assert not any("forward" in vars(block) for block in inner)
+    assert backend.graphs > 0
 
 
 def test_components_inside_modules_of_torch_compile_are_noticed():

@@ -23,10 +23,10 @@ from diffusers import (
     MochiPipeline,
 )
 
+from festina.zoo.components import build_clip_tokenizer
 from pipelines import videos_unets, videos_wan
 from pipelines.parts_images import HEIGHT, NEGATIVE, WIDTH, denoiser, pictures, prompts, quiet, run, seeded, vae
 from pipelines.parts_images_text import (
-    clip_tokenizer,
     decoder_text,
     llama_tokenizer,
     qwen_tokenizer,
@@ -105,7 +105,7 @@ def build_hunyuanvideo() -> HunyuanVideoPipeline:
             vae=vae_hunyuan(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
             text_encoder_2=clip_text_long(12),
-            tokenizer_2=clip_tokenizer(),
+            tokenizer_2=build_clip_tokenizer(),
         )
     )
 
@@ -246,7 +246,7 @@ def build_kandinsky5() -> Kandinsky5T2VPipeline:
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=clip_text_long(6),
-        tokenizer_2=clip_tokenizer(),
+        tokenizer_2=build_clip_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
     )
     # The pipeline drops 128 tokens. This tokenizer knows the words of the instruction and makes three tokens more of

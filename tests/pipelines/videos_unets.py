@@ -7,8 +7,9 @@ from typing import Any
 from denoisers import unets_video
 from diffusers import AnimateDiffPipeline, DDIMScheduler, EulerDiscreteScheduler, StableVideoDiffusionPipeline
 
+from festina.zoo.components import build_clip_tokenizer
 from pipelines.parts_images import HEIGHT, NEGATIVE, WIDTH, pictures, prompts, quiet, run, seeded, vae
-from pipelines.parts_images_text import clip_text, clip_tokenizer
+from pipelines.parts_images_text import clip_text
 from pipelines.parts_videos import clip_pictures, clip_vision, frames_of, vae_temporal_decoder
 from pipelines.tiny_pipeline import TinyPipeline
 
@@ -51,7 +52,7 @@ def build_animatediff() -> AnimateDiffPipeline:
         AnimateDiffPipeline(
             vae=vae(),
             text_encoder=clip_text(12),
-            tokenizer=clip_tokenizer(),
+            tokenizer=build_clip_tokenizer(),
             unet=seeded(unets_video.build_unet_motion, 0),
             motion_adapter=None,
             scheduler=DDIMScheduler(

@@ -176,16 +176,22 @@ class _Attached:
         for name, denoiser, compiled in self.denoisers:
             _refuse_cached(denoiser)
             refuse_since(denoiser, compiled, getattr(self.pipe, name, denoiser))
-        for site in list(self.sites):
+        moved = []
+        for site in self.sites:
             ways = _ways(site.denoiser, site.column)
+            for way in ways:
+                refuse_inside(site.column.site.name, way)
             if all(way[-1][1] is module for way, module in zip(ways, site.modules, strict=True)):
-                for way, module, before in zip(ways, site.modules, site.compiled, strict=True):
-                    refuse_inside(site.column.site.name, way)
+                for module, before in zip(site.modules, site.compiled, strict=True):
                     refuse_since(module, before)
-                continue
-            for patch in site.patches:
+            else:
+                moved.append((site, ways))
+        # Several sites may wrap one module: the outermost comes off first, and goes on last.
+        for site, _ in reversed(moved):
+            for patch in reversed(site.patches):
                 self.patches.take_off(patch)
             self.sites.remove(site)
+        for site, ways in moved:
             self._serve(site.denoiser, site.column, ways)
 
     def detach(self) -> None:
