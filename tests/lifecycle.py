@@ -57,6 +57,7 @@ class Serving:
         self.row, self.branch = row, ""
         self._first, self._plan = row, plan
         self._memory: dict[Any, tuple[int, Any]] = {}
+        self._visits: dict[tuple[int, str], int] = {}
         self._handles = []
         for denoiser in denoisers:
             for column, site in enumerate(component_sites(denoiser)):
@@ -65,7 +66,9 @@ class Serving:
 
     def _hook(self, denoiser: int, site: str, column: int) -> Callable[..., Any]:
         def swap(module: nn.Module, args: Any, output: Any) -> Any:
-            slot = (denoiser, site, self.branch)
+            # Some denoisers send a call through the same module several times.
+            visit = self._visits[denoiser, site] = self._visits.get((denoiser, site), -1) + 1
+            slot = (denoiser, site, self.branch, visit)
             row, remembered = self._memory.get(slot, (-1, None))
             # A branch that was not called in a step in which the site computes has nothing to reuse.
             due = max((place for place in range(self.row + 1) if self._computes(place, column)), default=0)
@@ -77,6 +80,11 @@ class Serving:
 
     def _computes(self, row: int, column: int) -> bool:
         return row == self._first or self._plan.steps[row].actions[column] == "C"
+
+    def begin_call(self, branch: str) -> None:
+        """A denoiser is called for this branch."""
+        self.branch = branch
+        self._visits.clear()
 
     def end_step(self) -> None:
         """The next row of the plan."""
@@ -97,7 +105,7 @@ def reference(pipe: Any, plan: Plan, row: int = 0, name: Callable[[int], str] = 
     original = kind.step
 
     def count(*_: Any) -> None:
-        serving.branch = name(calls[0])
+        serving.begin_call(name(calls[0]))
         calls[0] += 1
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:

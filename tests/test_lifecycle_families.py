@@ -12,7 +12,7 @@ import festina
 PIPELINES = {**unets.PIPELINES, **images.PIPELINES, **videos_wan.PIPELINES}
 
 FAMILIES = ("sd15", "sdxl", "sdxl-img2img", "sdxl-inpaint", "sd3", "flux-true-cfg", "flux-img2img", "lumina2")
-FAMILIES += ("qwen-image", "wan", "wan22", "wan22-5b")
+FAMILIES += ("qwen-image", "cogview4", "wan", "wan22", "wan22-5b")
 
 
 @pytest.fixture
