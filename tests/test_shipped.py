@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -325,6 +326,29 @@ def test_plans_that_ship_lie_with_their_pipeline():
         for path in (folder / "plans").glob("*.json"):
             assert re.fullmatch(r"[a-z]+", path.stem)
             assert json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_was_trained_by_its_recipe(name):
+    folder = loading.WEIGHTS / name
+    if not (folder / "pipeline").is_dir():
+        pytest.skip(f"the weights of {name} are not in this checkout")
+    told = json.loads((folder / "settings.json").read_text())
+    assert told | {"compile": False} == asdict(FAMILIES[name].settings)
+    path = folder / "pipeline" / "call.json"
+    assert (json.loads(path.read_text()) if path.exists() else {}) == FAMILIES[name].call
+
+
+def test_the_page_names_what_the_recipes_differ_in():
+    text = (ROOT / "docs" / "scenes.md").read_text(encoding="utf-8")
+    told = re.search(r"^\| setting \| (scenes-flux .*) \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    names = told[1].split(" | ")
+    written = {row[0].strip("`"): row[1:] for row in (line.strip("| ").split(" | ") for line in told[2].splitlines())}
+    usual = asdict(FAMILIES["scenes"].settings)
+    others = {name: asdict(FAMILIES[name].settings) for name in names}
+    assert set(others) == set(SHIPPED) - {"scenes"}
+    differing = [key for key in usual if any(other[key] != usual[key] for other in others.values())]
+    assert written == {key: [str(others[name][key]) for name in names] for key in differing}
 
 
 def test_a_shipped_pipeline_is_only_a_name():

@@ -138,14 +138,14 @@ def test_motion_the_wrong_way_or_none_costs_its_share(judge, drawn):
     captions = said(scenes)
     _, applies = judge.correct(videos, captions)
     good = judge.reward(videos, captions)
-    for worse in (
-        judge.reward(videos.flip(1), captions),
-        judge.reward(videos[:, :1].expand_as(videos), captions),
-        judge.reward(videos, turned(scenes)),
+    for worse, least in (
+        (judge.reward(videos.flip(1), captions), 0.8),
+        (judge.reward(videos, turned(scenes)), 0.8),
+        # A video that stands still shows no direction; where its object stands is but a hint.
+        (judge.reward(videos[:, :1].expand_as(videos), captions), 0.3),
     ):
         lost = (good - worse) * applies.sum(1)
-        # A video that stands still shows no direction: of the share of the motion at least a half is gone.
-        assert lost.mean() > 0.5
+        assert lost.mean() > least
         assert (worse < good).float().mean() > 0.9
     backwards, _ = judge.correct(videos.flip(1), turned(scenes))
     assert backwards[:, list(VIDEO_HEADS).index(MOTION)].float().mean() > 0.95
