@@ -43,8 +43,10 @@ def inputs(name, step=0):
     given = CLASSES[name].inputs()
     for parameter in inspect.signature(type(built(name)).forward).parameters:
         leaves = [leaf for leaf in tree_leaves(given.get(parameter)) if isinstance(leaf, Tensor)]
-        if leaves and all(leaf.is_floating_point() for leaf in leaves):
-            given[parameter] = tree_map_only(Tensor, lambda leaf: leaf * (1 - 0.1 * step), given[parameter])
+        if leaves:
+            # What comes next says what to draw; other conditioning in each step would be another branch.
+            if all(leaf.is_floating_point() for leaf in leaves):
+                given[parameter] = tree_map_only(Tensor, lambda leaf: leaf * (1 - 0.1 * step), given[parameter])
             break
     return given
 

@@ -20,7 +20,7 @@ TURNED = {"left": "right", "right": "left", "up": "down", "down": "up"}
 @pytest.fixture(scope="module")
 def drawn():
     """Moving scenes, half of them with held-out combinations, and their videos."""
-    scenes = sample_moving_scenes(60, 4242) + sample_moving_scenes(60, 4243, held_out=True)
+    scenes = sample_moving_scenes(20, 4242) + sample_moving_scenes(20, 4243, held_out=True)
     return scenes, render_moving(scenes, seed=99)
 
 
