@@ -15,11 +15,13 @@ from festina.plan import Plan, Step
 def test_the_text_of_a_plan():
     assert full_plan().to_json() == (
         "{\n"
-        '  "festina_plan": 1,\n'
+        '  "festina_plan": 2,\n'
         '  "denoiser": "D",\n'
         '  "sampler": "DDIMScheduler",\n'
         '  "method": "search",\n'
         '  "settings": {"budget": 3, "nested": {"knobs": [1, 2.5, null, true, "ä"]}},\n'
+        '  "basis": "newton",\n'
+        '  "gate": null,\n'
         '  "measured": [\n'
         '    {"name": "reward", "value": 0.5, "unit": "", "conditions": "1 prompt"},\n'
         '    {"name": "run", "value": 2.0, "unit": "s", "conditions": ""}\n'
@@ -35,6 +37,14 @@ def test_the_text_of_a_plan():
         "  ]\n"
         "}\n"
     )
+
+
+def test_a_file_of_schema_1_is_read():
+    record = json.loads(full_plan().to_json())
+    old = {name: value for name, value in record.items() if name not in ("basis", "gate")} | {"festina_plan": 1}
+    assert Plan.from_json(json.dumps(old)) == full_plan()
+    with pytest.raises(FestinaError, match="unknown keys"):
+        Plan.from_json(json.dumps(record | {"festina_plan": 1}))
 
 
 @pytest.mark.parametrize("plan", [full_plan(), fora(3), plan_of("C", sites=("a",))])
@@ -56,11 +66,13 @@ def flaws():
             yield (*path, key), ..., "no 'festina_plan' key" if key == "festina_plan" else f"lacks ['{key}']"
         yield (*path, "extra"), 1, "unknown keys ['extra']"
     wrong = {
-        "festina_plan": [0, 2, 1.0, True, "1", None, 10**400],
+        "festina_plan": [0, 3, 1.0, True, "1", None, 10**400],
         "denoiser": [1, "", None, "x" * 513, "\ud800"],
         "sampler": [1, None, "x" * 513],
         "method": [1, "", []],
         "settings": [[], None, "x"],
+        "basis": [1, None, "x", []],
+        "gate": [[], 1, "x", {}, {"probe": "a"}],
         "measured": [{}, None, [1], [[]]],
         "sites": ["ab", {}, [], None, [ATTN, 1], [ATTN, None], [ATTN, ATTN], [ATTN], [ATTN, FF, "x"], [ATTN, [FF]]],
         "steps": [{}, [], None, [1], ["CC"], [[]]],

@@ -11,8 +11,10 @@ from test_formats import flux_file, pixart_file
 from test_plan import full_plan
 
 from festina.errors import FestinaError
+from festina.forecasts import BASES
 from festina.formats import from_ecad, to_ecad
-from festina.plan import ACTIONS, Measurement, Plan, Step
+from festina.gates import Gate
+from festina.plan import ACTIONS, GATED, Measurement, Plan, Step
 
 LIMITED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -33,11 +35,25 @@ ODD = st.one_of(
 )
 
 
+GATES = st.builds(
+    Gate,
+    probe=BLOCKS,
+    signal=st.sampled_from(["output", "residual"]),
+    reference=st.sampled_from(["computed", "forecast"]),
+    threshold=st.floats(0, 9),
+    curve=st.lists(st.floats(-9, 9), max_size=5),
+    order=st.integers(0, 9),
+    longest=st.integers(0, 9),
+    decider=st.sampled_from(["call", "first-call", "second-half"]),
+)
+
+
 @st.composite
 def plans(draw):
     sites = tuple(draw(st.lists(SITES | BLOCKS, min_size=1, max_size=5, unique=True)))
     levels = sorted(draw(st.lists(st.floats(0, 1), min_size=1, max_size=5, unique=True)), reverse=True)
-    row = st.text(ACTIONS, min_size=len(sites), max_size=len(sites))
+    gate = draw(st.none() | GATES)
+    row = st.text(ACTIONS if gate else ACTIONS.replace(GATED, ""), min_size=len(sites), max_size=len(sites))
     figures = st.builds(Measurement, TEXTS, st.floats(-1e299, 1e299) | st.integers(-99, 99), TEXTS, TEXTS)
     return Plan(
         draw(NAMES),
@@ -47,6 +63,8 @@ def plans(draw):
         draw(st.dictionaries(TEXTS, PLAIN, max_size=3)),
         draw(TEXTS),
         tuple(draw(st.lists(figures, max_size=2))),
+        draw(st.sampled_from(BASES)),
+        gate,
     )
 
 

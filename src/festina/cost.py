@@ -16,7 +16,7 @@ from torch import nn
 
 from festina.errors import FestinaError
 from festina.names import FEATURE
-from festina.plan import COMPUTE, FORECASTS, SKIP, Plan, enclosing_sites
+from festina.plan import COMPUTE, FORECASTS, GATED, SKIP, Plan, enclosing_sites
 from festina.sites import Site, block_sites, component_sites, region_sites, resolve
 from festina.sites.regions import kept_leaves
 from festina.trace import Call as Call
@@ -67,7 +67,8 @@ def _within(site: Site, traced: CallTrace) -> Macs:
 def plan_macs(plan: Plan, table: MacTable) -> Macs:
     """MACs of a run by the plan, at one denoiser call per step; several calls of a step cost the same each.
 
-    Sites the plan does not name compute in every step. Serving a value costs nothing.
+    Sites the plan does not name compute in every step. Serving a value costs nothing. Where a gate decides, this is
+    the price if it never serves; what a run cost says `festina.RunReport`.
 
     Raises:
         FestinaError: the plan names a site that is not in the table.
@@ -75,7 +76,7 @@ def plan_macs(plan: Plan, table: MacTable) -> Macs:
     if missing := [name for name in plan.sites if name not in table.sites]:
         raise FestinaError(f"{len(missing)} sites without a price, as {missing[0]!r}; wanted a plan for this model.")
     plan = plan.canonical()
-    served = (_visited(plan) & ~plan.mask()).sum(axis=0)
+    served = (_visited(plan) & ~np.isin(plan.table(), [COMPUTE, GATED])).sum(axis=0)
     linear, attention = len(plan.steps) * table.full.linear, len(plan.steps) * table.full.attention
     for name, times in zip(plan.sites, served.tolist(), strict=True):
         linear -= times * table.sites[name].linear
@@ -88,23 +89,26 @@ def values_held(plan: Plan) -> NDArray[np.int_]:
 
     A value is held from the step that computes it to the last step that reads it. Reuse reads the last computed
     value, a forecast of order k the last k + 1, a skip none; a site within a served block is not visited and reads
-    none. A plan of computing and reusing holds at most one value per site.
+    none. A plan of computing and reusing holds at most one value per site. Where a gate decides, it is the most that
+    may be held.
     """
     plan = plan.canonical()
     table, visited = plan.table(), _visited(plan)
+    # Within what a gate may serve, a value may be computed or not.
+    certain = (table == COMPUTE) & _visited(plan, certainly=True)
+    reads = np.zeros(table.shape, dtype=np.int_)
+    for step, site in zip(*np.nonzero(visited & (table != COMPUTE) & (table != SKIP)), strict=True):
+        action = table[step, site]
+        gated = plan.gate.depth if action == GATED and plan.gate is not None else 1
+        reads[step, site] = int(action) + 1 if action in FORECASTS else gated
     held = np.zeros(table.shape, dtype=np.int_)
-    for site in range(len(plan.sites)):
-        computed: list[int] = []
-        last_read: dict[int, int] = {}
-        for step, action in enumerate(table[:, site]):
-            if action == COMPUTE:
-                computed.append(step)
-            elif visited[step, site] and action != SKIP:
-                order = int(action) if action in FORECASTS else 0
-                last_read |= dict.fromkeys(computed[-order - 1 :], step)
-        for step, read in last_read.items():
-            held[step:read, site] += 1
-    return held
+    wanted = np.zeros(len(plan.sites), dtype=np.int_)
+    for step in range(len(plan.steps) - 1, -1, -1):
+        held[step] = wanted
+        wanted = np.maximum(wanted - certain[step], reads[step])
+    available = np.cumsum(visited & ((table == COMPUTE) | (table == GATED)), axis=0)
+    most: NDArray[np.int_] = np.minimum(held, available)
+    return most
 
 
 def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int, branches: int = 1) -> int:
@@ -161,8 +165,12 @@ def _numbers(returned: Sequence[Returned], wanted: Iterable[int]) -> int:
     return sum(returned[place].numbers for place in {returned[index].same_as for index in wanted})
 
 
-def _visited(plan: Plan) -> NDArray[np.bool_]:
-    """Which sites a canonical plan comes to in each step: all but those within a served one; bool (steps, sites)."""
-    mask = plan.mask()
+def _visited(plan: Plan, certainly: bool = False) -> NDArray[np.bool_]:
+    """Which sites a canonical plan comes to in each step: all but those within a served one; bool (steps, sites).
+
+    What lies within a gated one counts unless `certainly`.
+    """
+    table = plan.table()
+    mask = (table == COMPUTE) if certainly else (table == COMPUTE) | (table == GATED)
     visited = [mask[:, parents].all(axis=1) for parents in enclosing_sites(plan.sites)]
     return np.stack(visited, axis=1)

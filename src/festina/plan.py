@@ -5,10 +5,11 @@ sampling step. A record says where its step lies on the noise axis and what each
 
     `C`      compute
     `R`      reuse: serve the last computed value
-    `1`-`9`  forecast: extrapolate from the last k + 1 computed values
+    `1`-`9`  forecast: extrapolate from the last k + 1 computed values (`festina.forecasts`)
     `S`      skip: the identity (a zero residual)
+    `G`      the plan's gate decides during the run: compute or serve (`festina.gates`)
 
-This module imports no model code and no torch.
+This module imports no model code and no torch. The text of the file is made and read by `festina.plan_file`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from festina.errors import FestinaError
+from festina.forecasts import BASES, NEWTON, TAYLOR
+from festina.gates import Gate
 from festina.names import OUTPUT, parse
-from festina.strict import brief, is_number, is_unicode, plain, read_json
+from festina.strict import brief, is_number, is_unicode, plain
 from festina.strict import write_whole as write_whole
 
-SCHEMA = 1
-"""Version of the plan file this code reads and writes."""
-
-COMPUTE, REUSE, SKIP = "C", "R", "S"
+COMPUTE, REUSE, SKIP, GATED = "C", "R", "S", "G"
 FORECASTS = "123456789"
-ACTIONS = COMPUTE + REUSE + SKIP + FORECASTS
+ACTIONS = COMPUTE + REUSE + SKIP + GATED + FORECASTS
 
 MAX_BYTES = 16 * 2**20
 """Largest plan file that is read; a plan of 1000 steps and 1000 sites has about 1 MB."""
@@ -75,8 +75,8 @@ class Measurement:
 
     def __post_init__(self) -> None:
         words = (self.name, self.unit, self.conditions)
-        _want(all(isinstance(word, str) for word in words), "the words of a measurement are texts")
-        _want(is_number(self.value), f"the measured {self.name!r} is no finite number")
+        want(all(isinstance(word, str) for word in words), "the words of a measurement are texts")
+        want(is_number(self.value), f"the measured {self.name!r} is no finite number")
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,12 @@ class Plan:
         settings: the maker's settings: JSON values by name.
         sampler: class name of the scheduler the plan was made with, "" if none.
         measured: figures measured with this plan.
+        basis: how forecasts extrapolate, one of `festina.forecasts.BASES`.
+        gate: what decides where an action is `G`; None where there is no such action.
 
     Raises:
-        FestinaError: on construction, if the records do not fit the sites, the noise levels do not fall, or something
+        FestinaError: on construction, if the records do not fit the sites, the noise levels do not fall, an action is
+            `G` without a gate, or something
             could not be written to a plan file and read back (a name that is empty, too long or not Unicode, a
             setting that is not JSON). What can be constructed can be saved and loaded.
     """
@@ -105,19 +108,21 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     sampler: str = ""
     measured: tuple[Measurement, ...] = ()
+    basis: str = NEWTON
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
-        _want(0 < len(self.sites) <= MAX_SITES, f"{len(self.sites)} sites; a plan has 1 to {MAX_SITES}")
-        _want(0 < len(self.steps) <= MAX_STEPS, f"{len(self.steps)} steps; a plan has 1 to {MAX_STEPS}")
+        want(0 < len(self.sites) <= MAX_SITES, f"{len(self.sites)} sites; a plan has 1 to {MAX_SITES}")
+        want(0 < len(self.steps) <= MAX_STEPS, f"{len(self.steps)} steps; a plan has 1 to {MAX_STEPS}")
         _name(self.denoiser, "'denoiser'")
         _name(self.method, "'method'")
         short = isinstance(self.sampler, str) and len(self.sampler) <= MAX_NAME
-        _want(short, f"'sampler' is a text of at most {MAX_NAME} letters")
+        want(short, f"'sampler' is a text of at most {MAX_NAME} letters")
         for site in self.sites:
             _name(site, "a site")
             parse(site)
         object.__setattr__(self, "settings", plain(self.settings))
-        _want(len(set(self.sites)) == len(self.sites), "a plan names each site once; found a name twice")
+        want(len(set(self.sites)) == len(self.sites), "a plan names each site once; found a name twice")
         last = math.inf
         for index, step in enumerate(self.steps):
             if len(step.actions) != len(self.sites):
@@ -133,9 +138,12 @@ class Plan:
                     f"step {index} lies at noise {step.noise}; wanted shares in [0, 1] that fall from step to step."
                 )
             last = step.noise
+        want(self.basis in BASES, f"unknown basis of forecasts {self.basis!r:.40}; wanted one of {', '.join(BASES)}")
+        gated = any(GATED in step.actions for step in self.steps)
+        want(self.gate is not None or not gated, "some actions are 'G', but there is no gate to decide")
         texts = [self.denoiser, self.method, self.sampler, *self.sites, json.dumps(self.settings, ensure_ascii=False)]
         texts += [text for figure in self.measured for text in (figure.name, figure.unit, figure.conditions)]
-        _want(is_unicode(texts), "a text in it has letters that are not Unicode (lone surrogates)")
+        want(is_unicode(texts), "a text in it has letters that are not Unicode (lone surrogates)")
 
     @staticmethod
     def from_mask(
@@ -197,7 +205,9 @@ class Plan:
 
         The first step computes everything. A site inside a site that does not compute has no action of its own and is
         written `R`. A forecast of order k needs k + 1 computed values; with fewer it falls to what they allow, and
-        order 0 is `R`. Two plans with the same canonical form run identically.
+        order 0 is `R`; what a gate may have computed does not count. Where nothing is gated there is no gate, and where
+        all forecasts are the same in every basis, it is the usual one. Two plans with the same canonical form run
+        identically.
         """
         parents = enclosing_sites(self.sites)
         computed = [0] * len(self.sites)
@@ -206,19 +216,29 @@ class Plan:
             row = [COMPUTE] * len(self.sites) if index == 0 else list(step.actions)
             for site in _outermost_first(parents):
                 action = row[site]
-                if any(row[parent] != COMPUTE for parent in parents[site]):
+                if any(row[parent] not in COMPUTE + GATED for parent in parents[site]):
                     action = REUSE
                 elif action in FORECASTS:
                     order = min(int(action), computed[site] - 1)
                     action = str(order) if order > 0 else REUSE
                 row[site] = action
-                computed[site] += action == COMPUTE
+                certain = all(row[parent] == COMPUTE for parent in parents[site])
+                computed[site] += action == COMPUTE and certain
             rows.append(replace(step, actions="".join(row)))
-        return replace(self, steps=tuple(rows))
+        used = set().union(*(step.actions for step in rows))
+        gate = self.gate if GATED in used else None
+        # A line through two values is one line, whether written by Newton or by Taylor.
+        order = max([int(action) for action in used & set(FORECASTS)] + [gate.order if gate else 0])
+        plain_basis = order == 0 or (order == 1 and self.basis == TAYLOR)
+        return replace(self, steps=tuple(rows), gate=gate, basis=NEWTON if plain_basis else self.basis)
 
     def key(self) -> str:
-        """SHA-256 (hex) of what the plan does: denoiser, sites and canonical actions. Provenance does not enter."""
-        what = [self.denoiser, *self.sites, *(step.actions for step in self.canonical().steps)]
+        """SHA-256 (hex) of what the plan does: denoiser, sites, canonical actions, and how forecasts and the gate work
+        where there are any. Provenance does not enter."""
+        plan = self.canonical()
+        what = [plan.denoiser, *plan.sites, *(step.actions for step in plan.steps)]
+        what += [] if plan.basis == NEWTON else [plan.basis]
+        what += [] if plan.gate is None else [json.dumps(plan.gate.to_record(), sort_keys=True)]
         return hashlib.sha256("\n".join(what).encode()).hexdigest()
 
     def resample(self, steps: int) -> Plan:
@@ -240,17 +260,9 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan file's text; equal plans give equal text."""
-        record = {
-            "festina_plan": SCHEMA,
-            "denoiser": self.denoiser,
-            "sampler": self.sampler,
-            "method": self.method,
-            "settings": self.settings,
-            "measured": [{**vars(figure), "value": float(figure.value)} for figure in self.measured],
-            "sites": list(self.sites),
-            "steps": [{"noise": float(step.noise), "actions": step.actions} for step in self.steps],
-        }
-        return "\n".join(_pretty(record)) + "\n"
+        from festina.plan_file import text_of
+
+        return text_of(self)
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -259,7 +271,9 @@ class Plan:
         Raises:
             FestinaError: not JSON, another schema version, a key too many or too few, or a value of the wrong kind.
         """
-        return _read_plan(read_json(text, "a plan file"))
+        from festina.plan_file import read_text
+
+        return read_text(text)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan file, whole or not at all.
@@ -329,69 +343,11 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
 
 
-def _pretty(record: Mapping[str, Any]) -> Iterator[str]:
-    """One line per key, and one per item of a list, so that a plan reads as a table and diffs by step."""
-    yield "{"
-    for number, (name, value) in enumerate(record.items()):
-        comma = "," if number < len(record) - 1 else ""
-        if isinstance(value, list) and value:
-            yield f'  "{name}": ['
-            items = [json.dumps(item, ensure_ascii=False) for item in value]
-            yield from (f"    {item}," for item in items[:-1])
-            yield f"    {items[-1]}"
-            yield f"  ]{comma}"
-        else:
-            yield f'  "{name}": {json.dumps(value, ensure_ascii=False)}{comma}'
-    yield "}"
-
-
-def _read_plan(record: Any) -> Plan:
-    _want(isinstance(record, dict), "a plan file holds one JSON object")
-    version = record.get("festina_plan")
-    _want("festina_plan" in record, "no 'festina_plan' key: this is not a plan file (see `festina plan convert`)")
-    found = f"plan schema {version!r:.40}"
-    _want(type(version) is int and version == SCHEMA, f"{found}; this Festina reads schema {SCHEMA}")
-    wanted = {"festina_plan", "denoiser", "sampler", "method", "settings", "measured", "sites", "steps"}
-    _keys(record, wanted, "the plan")
-    _want(isinstance(record["settings"], dict), "'settings' is an object")
-    sites, steps, measured = record["sites"], record["steps"], record["measured"]
-    for name, items in (("sites", sites), ("steps", steps), ("measured", measured)):
-        _want(isinstance(items, list), f"{name!r} is a list")
-    return Plan(
-        denoiser=record["denoiser"],
-        sites=tuple(sites),
-        steps=tuple(_read_step(number, step) for number, step in enumerate(steps)),
-        method=record["method"],
-        settings=record["settings"],
-        sampler=record["sampler"],
-        measured=tuple(_read_measurement(figure) for figure in measured),
-    )
-
-
-def _read_step(number: int, record: Any) -> Step:
-    _want(isinstance(record, dict), f"step {number} is an object")
-    _keys(record, {"noise", "actions"}, f"step {number}")
-    _want(is_number(record["noise"]), f"'noise' of step {number} is a number")
-    _want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
-    return Step(float(record["noise"]), record["actions"])
-
-
-def _read_measurement(record: Any) -> Measurement:
-    _want(isinstance(record, dict), "a measurement is an object")
-    _keys(record, {"name", "value", "unit", "conditions"}, "a measurement")
-    return Measurement(record["name"], record["value"], record["unit"], record["conditions"])
-
-
-def _keys(record: Mapping[str, Any], wanted: set[str], where: str) -> None:
-    missing, unknown = wanted - set(record), set(record) - wanted
-    _want(not missing, f"{where} lacks {sorted(missing)}")
-    _want(not unknown, f"{where} has unknown keys {sorted(unknown)[:5]}")
-
-
 def _name(value: Any, what: str) -> None:
-    _want(isinstance(value, str) and 0 < len(value) <= MAX_NAME, f"{what} is a text of 1 to {MAX_NAME} letters")
+    want(isinstance(value, str) and 0 < len(value) <= MAX_NAME, f"{what} is a text of 1 to {MAX_NAME} letters")
 
 
-def _want(holds: bool, message: str) -> None:
+def want(holds: bool, message: str) -> None:
+    """Raise a `FestinaError` that says what a valid plan has, unless it holds."""
     if not holds:
         raise FestinaError(f"not a valid plan: {message}.")

@@ -29,8 +29,8 @@ from festina.executor.scheduler import MARK as _MARK
 from festina.executor.scheduler import Link, beginning_midway, starting_run
 from festina.executor.scheduler import ending_step as _ending_step
 from festina.executor.serving import Column, serving_forwards
-from festina.names import RESIDUAL
-from festina.plan import COMPUTE, REUSE, SKIP, Plan, enclosing_sites
+from festina.names import RESIDUAL, parse
+from festina.plan import COMPUTE, FORECASTS, GATED, REUSE, SKIP, Plan, enclosing_sites
 from festina.sites import find_denoiser, resolve
 
 
@@ -53,6 +53,7 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
     name, first = denoisers[0]
     scheduler = getattr(pipe, "scheduler", None) if pipe is not first else None
     run = Run(plan, first, _columns(uncompiled(first), plan))
+    _check_gate(uncompiled(first), plan)
     experts = [(name, first)] + [other for other in denoisers[1:] if _has_sites(other[1], plan)]
     for _, denoiser in experts:
         _check_free(denoiser, scheduler)
@@ -112,12 +113,25 @@ def denoisers_of(pipe: Any) -> list[tuple[str, nn.Module]]:
     ]
 
 
+Forwards = Callable[[Sequence[nn.Module]], Sequence[Callable[..., Any]]]
+"""Makes what takes the place of the forwards of modules."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Modules to wrap: what the plan calls them, where they are, and in what."""
+
+    name: str
+    paths: tuple[str, ...]
+    forwards: Forwards
+
+
 @dataclass(eq=False)
-class _Site:
-    """A site whose modules are wrapped: where they are, and in which column of the plan."""
+class _Wrapped:
+    """A target whose modules are wrapped."""
 
     denoiser: nn.Module
-    column: Column
+    target: _Target
     modules: tuple[nn.Module, ...]
     compiled: tuple[Any, ...]
     patches: tuple[Patch, ...]
@@ -131,7 +145,7 @@ class _Attached:
     link: Link
     pipe: Any
     patches: Patches = field(default_factory=Patches)
-    sites: list[_Site] = field(default_factory=list)
+    wrapped: list[_Wrapped] = field(default_factory=list)
     marked: list[Any] = field(default_factory=list)
     denoisers: list[tuple[str, nn.Module, Any]] = field(default_factory=list)
 
@@ -147,8 +161,14 @@ class _Attached:
         refuse_whole(denoiser, [column.site.path for column in columns])
         parents = enclosing_sites([column.site.name for column in columns])
         # What holds others is put around them, so it comes last.
-        for _, column in sorted(zip(parents, columns, strict=True), key=lambda pair: -len(pair[0])):
-            self._serve(denoiser, column, _ways(denoiser, column))
+        targets = [
+            self._served(column)
+            for _, column in sorted(zip(parents, columns, strict=True), key=lambda pair: -len(pair[0]))
+        ]
+        # What the gate looks at may be a site too; then it has to see what comes in before that site is served.
+        targets += self._tapped()
+        for target in targets:
+            self._wrap(denoiser, target, _ways(denoiser, target))
         self._put(denoiser, lambda original: listening_forward(original, self.run, place, name if place else ""))
         self.denoisers.append((name, denoiser, vars(denoiser).get(COMPILED_CALL)))
         context = getattr(denoiser, "cache_context", None)
@@ -177,22 +197,22 @@ class _Attached:
             _refuse_cached(denoiser)
             refuse_since(denoiser, compiled, getattr(self.pipe, name, denoiser))
         moved = []
-        for site in self.sites:
-            ways = _ways(site.denoiser, site.column)
+        for wrapped in self.wrapped:
+            ways = _ways(wrapped.denoiser, wrapped.target)
             for way in ways:
-                refuse_inside(site.column.site.name, way)
-            if all(way[-1][1] is module for way, module in zip(ways, site.modules, strict=True)):
-                for module, before in zip(site.modules, site.compiled, strict=True):
+                refuse_inside(wrapped.target.name, way)
+            if all(way[-1][1] is module for way, module in zip(ways, wrapped.modules, strict=True)):
+                for module, before in zip(wrapped.modules, wrapped.compiled, strict=True):
                     refuse_since(module, before)
             else:
-                moved.append((site, ways))
-        # Several sites may wrap one module: the outermost comes off first, and goes on last.
-        for site, _ in reversed(moved):
-            for patch in reversed(site.patches):
+                moved.append((wrapped, ways))
+        # Several targets may share a module: the outermost comes off first, and goes on last.
+        for wrapped, _ in reversed(moved):
+            for patch in reversed(wrapped.patches):
                 self.patches.take_off(patch)
-            self.sites.remove(site)
-        for site, ways in moved:
-            self._serve(site.denoiser, site.column, ways)
+            self.wrapped.remove(wrapped)
+        for wrapped, ways in moved:
+            self._wrap(wrapped.denoiser, wrapped.target, ways)
 
     def detach(self) -> None:
         """Put everything back; nothing is changed if something of it was replaced."""
@@ -203,19 +223,35 @@ class _Attached:
         for owner in self.marked:
             vars(owner).pop(_MARK, None)
 
-    def _serve(self, denoiser: nn.Module, column: Column, ways: Sequence[list[tuple[str, nn.Module]]]) -> None:
+    def _served(self, column: Column) -> _Target:
+        """The modules of a site, to be served as its column says."""
+        run = self.run
+        return _Target(
+            column.site.name,
+            column.site.paths,
+            lambda modules: serving_forwards(modules, column, run.clock, run.store, run.gate),
+        )
+
+    def _tapped(self) -> list[_Target]:
+        """The module that the gate looks at, if there is a gate."""
+        gate = self.run.gate
+        if gate is None:
+            return []
+        path = parse(gate.gate.probe).first
+        return [_Target(gate.gate.probe, (path,), lambda modules: [gate.tapping_forward(modules[0].forward)])]
+
+    def _wrap(self, denoiser: nn.Module, target: _Target, ways: Sequence[list[tuple[str, nn.Module]]]) -> None:
         for way in ways:
-            refuse_inside(column.site.name, way)
+            refuse_inside(target.name, way)
         modules = tuple(way[-1][1] for way in ways)
         entries = [entry_point(module) for module in modules]
         seen = [entered(module, called) for module, (_, called) in zip(modules, entries, strict=True)]
-        forwards = serving_forwards(seen, column, self.run.clock, self.run.store)
         patches = tuple(
             self.patches.put(module, name, Wrapper(forward, current(module, name)))
-            for module, (name, _), forward in zip(modules, entries, forwards, strict=True)
+            for module, (name, _), forward in zip(modules, entries, target.forwards(seen), strict=True)
         )
         compiled = tuple(vars(module).get(COMPILED_CALL) for module in modules)
-        self.sites.append(_Site(denoiser, column, modules, compiled, patches))
+        self.wrapped.append(_Wrapped(denoiser, target, modules, compiled, patches))
 
     def _put(self, module: nn.Module, replacing: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Patch:
         """Replace what is called when a module is."""
@@ -228,8 +264,8 @@ class _Attached:
         self.marked.append(owner)
 
 
-def _ways(denoiser: nn.Module, column: Column) -> list[list[tuple[str, nn.Module]]]:
-    return [way_to(denoiser, path) for path in column.site.paths]
+def _ways(denoiser: nn.Module, target: _Target) -> list[list[tuple[str, nn.Module]]]:
+    return [way_to(denoiser, path) for path in target.paths]
 
 
 def _check_free(denoiser: nn.Module, scheduler: Any) -> None:
@@ -265,14 +301,42 @@ def _columns(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
         raise FestinaError(
             f"the plan is for {plan.denoiser}, this denoiser is a {name}. Use a plan made for this model."
         )
-    columns, held = [], values_held(plan) > 0
+    columns, held = [], values_held(plan)
     for index, site in enumerate(resolve(denoiser, plan.sites)):
         actions = "".join(step.actions[index] for step in plan.steps)
-        runnable = COMPUTE + REUSE + (SKIP if site.kind == RESIDUAL else "")
+        runnable = COMPUTE + REUSE + FORECASTS + (SKIP + GATED if site.kind == RESIDUAL else "")
         if unknown := set(actions) - set(runnable):
             raise FestinaError(
-                f"{site.name}: this version cannot run the actions {sorted(unknown)}, only {runnable!r}."
+                f"{site.name}: a site of the kind {site.kind!r} cannot run the actions {sorted(unknown)}, only "
+                f"{runnable!r}."
             )
-        kept = (*(bool(needed) for needed in held[:, index]), True)
-        columns.append(Column(site, actions + COMPUTE, kept))
+        most = tuple(held[:, index].tolist())
+        columns.append(Column(site, actions + COMPUTE, (*most, max(1, *most)), plan.basis))
     return tuple(columns)
+
+
+def _check_gate(denoiser: nn.Module, plan: Plan) -> None:
+    """See that what the gate looks at is there, and computes when it is asked.
+
+    Raises:
+        FestinaError: it is not, or does not.
+    """
+    gate = plan.gate
+    if gate is None:
+        return
+    resolve(denoiser, (gate.probe,))
+    table, names, probe = plan.table(), [parse(site) for site in plan.sites], parse(gate.probe)
+    asked = (table == GATED).any(axis=1)
+    gated = [name for index, name in enumerate(names) if GATED in table[:, index]]
+    for index, name in enumerate(names):
+        served = (table[asked, index] != COMPUTE).any()
+        if served and name not in gated and (name == probe or name.encloses(probe) or probe.encloses(name)):
+            raise FestinaError(
+                f"the gate looks at {gate.probe!r}, but {name.text!r} is served in steps in which it decides. Let it "
+                f"compute there."
+            )
+        if served and gate.decider == "row" and any(outer.encloses(name) for outer in gated):
+            raise FestinaError(
+                f"rows that decide for themselves want everything within the gated sites to compute; {name.text!r} "
+                f"does not. Use the gate's decider 'call', or leave this site out."
+            )

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from festina.executor.blending import read
 from festina.executor.clock import StepClock
 from festina.executor.serving import Column
 from festina.executor.store import Store
@@ -63,7 +64,8 @@ class FeatureRun:
         column, step = self.column, self.clock.step
         self.key = column.visit(self.clock)
         self.leaves, self.forms, self.taken = [], [], []
-        self.served = None if column.actions[step] == COMPUTE else self.store.get(self.clock.branch, self.key)
+        action, entries = column.actions[step], self.store.get(self.clock.branch, self.key)
+        self.served = None if action == COMPUTE else read(entries, action, step, column.basis)
         if self.served is None:
             column.computed[self.clock.signature] += 1
         else:
@@ -72,14 +74,15 @@ class FeatureRun:
     def _remember(self) -> None:
         leaves, forms, taken = self.leaves, self.forms, self.taken
         self.leaves, self.forms, self.taken = [], [], []
-        if not self.column.keeps[self.clock.step]:
+        step = self.clock.step
+        if not self.column.held[step]:
             return
         kept = kept_leaves([len(each) for each in leaves], taken)
         value = tuple(
             (tuple(leaf if index in wanted else _placeholder(leaf) for index, leaf in enumerate(each)), form)
             for each, wanted, form in zip(leaves, kept, forms, strict=True)
         )
-        self.store.put(self.clock.branch, self.key, value)
+        self.store.put(self.clock.branch, self.key, step, value, self.column.held[step])
 
     def _placed(self, place: int) -> Any:
         assert self.served is not None
@@ -88,8 +91,7 @@ class FeatureRun:
 
     def _leave(self) -> None:
         self.served = None
-        if not self.column.keeps[self.clock.step]:
-            self.store.drop(self.clock.branch, self.key)
+        self.store.trim(self.clock.branch, self.key, self.column.held[self.clock.step])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from festina.errors import FestinaError
 from festina.executor.branches import Branch, Branches
 from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, parameter_names, signature_of
 from festina.executor.clock import StepClock
+from festina.executor.gating import GateRun
 from festina.executor.report import CallRecord, RunReport, price
 from festina.executor.serving import Column
 from festina.executor.store import Store
@@ -64,6 +65,7 @@ class Run:
         plan: the plan, in canonical form.
         clock: the step clock.
         store: what is kept between steps; empty between runs.
+        gate: the plan's gate at work; None if it has none.
         calls: the first call with tensors of certain shapes, by these shapes, of the current or the last run.
         before_start: called before each run: whether everything is still in its place.
     """
@@ -73,6 +75,7 @@ class Run:
         self.columns = columns
         self.clock = StepClock(len(plan.steps))
         self.store = Store()
+        self.gate = None if plan.gate is None else GateRun(plan.gate, plan.basis, self.clock, self.store)
         self.calls: dict[Signature, CallRecord] = {}
         self.before_start: Callable[[], None] = lambda: None
         self._denoiser = denoiser
@@ -134,6 +137,7 @@ class Run:
         if self.clock.step == self.clock.steps:
             self.clock.first = step if self.clock.first is None else self.clock.first
             self.clock.step = self.clock.first
+            self.store.renumber(self.clock.steps, self.clock.first)
             self._drop_unread(self.clock.first)
         self._steps_done += 1
         finished = self.clock.next_step()
@@ -149,6 +153,8 @@ class Run:
         self.store.clear()
         self._branches.clear()
         self._used.clear()
+        if self.gate is not None:
+            self.gate.restart()
         self._schedule = None
 
     def release(self) -> None:
@@ -214,14 +220,13 @@ class Run:
             return
         for column in self.columns:
             if COMPUTE in column.actions[last + 1 : step]:
-                self.store.drop(branch.name, column.site.name)
+                self.store.trim_visits(branch.name, column.site.name, 0)
 
     def _drop_unread(self, step: int) -> None:
         """Forget what no step after this one reads."""
         for column in self.columns:
-            if not column.keeps[step]:
-                for branch in self._branches.names():
-                    self.store.drop_visits(branch, column.site.name)
+            for branch in self._branches.names():
+                self.store.trim_visits(branch, column.site.name, column.held[step])
 
     def report(self) -> RunReport:
         """What the last run did; during a run, what it did so far. Traces one call of each shape for its price.

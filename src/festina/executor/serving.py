@@ -1,4 +1,4 @@
-"""Serving a site: the forwards that stand in for its modules' own and compute or reuse as the plan says."""
+"""Serving a site: the forwards that stand in for its modules' own and compute or serve as the plan says."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from festina.executor.blending import read
 from festina.executor.calls import Signature
 from festina.executor.clock import StepClock
+from festina.executor.gating import GateRun
 from festina.executor.store import Store
+from festina.forecasts import NEWTON
 from festina.names import OUTPUT, RESIDUAL
-from festina.plan import COMPUTE
+from festina.plan import COMPUTE, GATED
 from festina.sites import Site
 
 Forward = Callable[..., Any]
@@ -27,13 +30,15 @@ class Column:
     Attributes:
         site: the site.
         actions: its action in each step.
-        keeps: whether its value is still needed after each step.
+        held: how many of its last computed values are still needed after each step.
+        basis: how its forecasts extrapolate, see `festina.forecasts`.
         computed, served: how often it ran and how often it was served in the current run, by signature of the call.
     """
 
     site: Site
     actions: str
-    keeps: tuple[bool, ...]
+    held: tuple[int, ...]
+    basis: str = NEWTON
     computed: Counter[Signature] = field(default_factory=Counter)
     served: Counter[Signature] = field(default_factory=Counter)
     _call: int = -1
@@ -57,7 +62,7 @@ class Column:
 
 
 def serving_forwards(
-    modules: Sequence[nn.Module], column: Column, clock: StepClock, store: Store
+    modules: Sequence[nn.Module], column: Column, clock: StepClock, store: Store, gate: GateRun | None
 ) -> tuple[Forward, ...]:
     """The forwards to put in the place of those of a site's modules, in their order."""
     # These two know how blocks and regions pass values on; neither is needed for components.
@@ -66,13 +71,17 @@ def serving_forwards(
 
     if column.site.kind == OUTPUT:
         return (_output_forward(modules[0], column, clock, store),)
-    run = (ResidualRun if column.site.kind == RESIDUAL else FeatureRun)(modules, column, clock, store)
+    run: ResidualRun | FeatureRun
+    if column.site.kind == RESIDUAL:
+        run = ResidualRun(modules, column, clock, store, gate if GATED in column.actions else None)
+    else:
+        run = FeatureRun(modules, column, clock, store)
     return tuple(functools.wraps(module.forward)(run.forward(place)) for place, module in enumerate(modules))
 
 
 def _output_forward(module: nn.Module, column: Column, clock: StepClock, store: Store) -> Forward:
     """Value kind `output`: the module's raw output, before gate and residual addition (ECAD, section 1.3)."""
-    original, actions, keeps = module.forward, column.actions, column.keeps
+    original, actions, held = module.forward, column.actions, column.held
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -80,16 +89,16 @@ def _output_forward(module: nn.Module, column: Column, clock: StepClock, store: 
             return original(*args, **kwargs)
         step, branch, key = clock.step, clock.branch, column.visit(clock)
         # The first call of a branch finds nothing to serve and computes, whatever the plan says.
-        value = None if actions[step] == COMPUTE else store.get(branch, key)
+        compute = actions[step] == COMPUTE
+        value = None if compute else read(store.get(branch, key), actions[step], step, column.basis)
         if value is None:
             column.computed[clock.signature] += 1
             value = original(*args, **kwargs)
-            if keeps[step]:
-                store.put(branch, key, value)
+            if held[step]:
+                store.put(branch, key, step, value, held[step])
         else:
             column.served[clock.signature] += 1
-            if not keeps[step]:
-                store.drop(branch, key)
+            store.trim(branch, key, held[step])
         return value
 
     return forward

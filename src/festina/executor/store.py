@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +18,23 @@ def value_bytes(value: Value) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A computed value.
+
+    Attributes:
+        step: the step that computed it.
+        value: the value.
+        bytes: what it holds.
+    """
+
+    step: int
+    value: Value
+    bytes: int
+
+
 class Store:
-    """Values by (branch, site), with the bytes they hold.
+    """The last computed values by (branch, site), with the bytes they hold.
 
     Attributes:
         bytes: bytes held now.
@@ -26,42 +42,52 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._values: dict[tuple[str, str], tuple[Value, int]] = {}
+        self._values: dict[tuple[str, str], tuple[Entry, ...]] = {}
         self.bytes = 0
         self.peak_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._values)
+        return sum(len(entries) for entries in self._values.values())
 
-    def put(self, branch: str, site: str, value: Value) -> None:
-        """Keep a value, in the place of the last one."""
-        self.drop(branch, site)
-        size = value_bytes(value)
-        self._values[branch, site] = value, size
-        self.bytes += size
+    def put(self, branch: str, site: str, step: int, value: Value, most: int = 1) -> None:
+        """Keep a value, before the last ones of this site, of which so many stay that there are at most `most`."""
+        # First room, then the new value: what is dropped for it was not held at the same time.
+        self.trim(branch, site, most - 1)
+        entry = Entry(step, value, value_bytes(value))
+        self._values[branch, site] = (entry, *self._values.get((branch, site), ()))
+        self.bytes += entry.bytes
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
-    def get(self, branch: str, site: str) -> Value | None:
-        """The value of a site, None if it has none."""
-        held = self._values.get((branch, site))
-        return None if held is None else held[0]
+    def get(self, branch: str, site: str) -> tuple[Entry, ...]:
+        """The values of a site, the latest first; () if it has none."""
+        return self._values.get((branch, site), ())
 
-    def drop(self, branch: str, site: str) -> None:
-        """Forget the value of a site, if it has one."""
-        held = self._values.pop((branch, site), None)
-        if held is not None:
-            self.bytes -= held[1]
+    def trim(self, branch: str, site: str, most: int) -> None:
+        """Forget all but the latest `most` values of a site."""
+        entries = self._values.get((branch, site), ())
+        if len(entries) > most:
+            self.bytes -= sum(entry.bytes for entry in entries[most:])
+            if most:
+                self._values[branch, site] = entries[:most]
+            else:
+                del self._values[branch, site]
 
-    def drop_visits(self, branch: str, site: str) -> None:
-        """Forget the values of all visits of a site (see `festina.executor.serving.Column.visit`)."""
-        for held, visit in [slot for slot in self._values if slot[0] == branch]:
+    def trim_visits(self, branch: str, site: str, most: int) -> None:
+        """`trim` for all visits of a site (see `festina.executor.serving.Column.visit`)."""
+        for visit in self._sites(branch):
             if visit.partition("#")[0] == site:
-                self.drop(held, visit)
+                self.trim(branch, visit, most)
+
+    def renumber(self, step: int, now: int) -> None:
+        """Values that were computed in a step of unknown place were so in this one."""
+        for slot, entries in self._values.items():
+            renamed = (replace(entry, step=now) if entry.step == step else entry for entry in entries)
+            self._values[slot] = tuple(renamed)
 
     def drop_branch(self, branch: str) -> None:
         """Forget all values of a branch."""
-        for held, site in [slot for slot in self._values if slot[0] == branch]:
-            self.drop(held, site)
+        for site in self._sites(branch):
+            self.trim(branch, site, 0)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -71,3 +97,6 @@ class Store:
     def clear_peak(self) -> None:
         """Start a new measurement of the peak."""
         self.peak_bytes = self.bytes
+
+    def _sites(self, branch: str) -> list[str]:
+        return [site for held, site in self._values if held == branch]

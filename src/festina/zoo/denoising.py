@@ -36,6 +36,7 @@ def latent_scaling(latents: Tensor) -> float:
 
 def train_denoiser(
     family: Family,
+    model: nn.Module,
     schedule: Schedule,
     latents: Tensor,
     conditions: Conditions,
@@ -49,6 +50,7 @@ def train_denoiser(
 
     Args:
         family: what is trained.
+        model: its denoiser, to begin with.
         schedule: how it is optimised.
         latents: of the training pictures, unit variance, (count, ...).
         conditions: of their captions, and behind them of the empty caption: (count + 1, ...).
@@ -61,7 +63,7 @@ def train_denoiser(
     Returns:
         the moving average.
     """
-    model, average = family.denoiser().to(device), family.denoiser().to(device)
+    model, average = model.to(device), family.denoiser().to(device)
     average.load_state_dict(model.state_dict())
     run = torch.compile(model) if compiled else model
 
@@ -74,7 +76,8 @@ def train_denoiser(
         told = {name: value.float() if value.is_floating_point() else value for name, value in told.items()}
         with autocast(device):
             predicted = family.predict(run, noisy.to(device), times.to(device), told)
-        return functional.mse_loss(predicted.float(), wanted.to(device)), {}
+        errors = functional.mse_loss(predicted.float(), wanted.to(device), reduction="none").flatten(1).mean(1)
+        return (errors * family.weights(times).to(device)).mean(), {}
 
     def move_average(done: int) -> None:
         decay = min(ema_decay, done / (done + 10))

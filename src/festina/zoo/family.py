@@ -38,6 +38,8 @@ class TrainSettings:
         learning_rate: peak rate of the denoiser stage (cosine to zero after a warm-up).
         ema_decay: decay of the moving average of the denoiser's weights.
         seed: fixes data, initial weights and noise.
+        start: a trained pipeline of the same family whose denoiser is trained on, and whose other parts are kept: a
+            shipped name or a folder; "nothing" to train all parts from the beginning.
         compile: run the denoiser through `torch.compile` (needs a C++ compiler; about 1.5 times as fast on a CPU).
     """
 
@@ -54,6 +56,7 @@ class TrainSettings:
     learning_rate: float = 1e-3
     ema_decay: float = 0.999
     seed: int = 0
+    start: str = "nothing"
     compile: bool = False
 
 
@@ -107,6 +110,10 @@ class Family(ABC):
     @abstractmethod
     def corrupt(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, what the denoiser should predict, and the times (batch,), for clean latents."""
+
+    def weights(self, times: Tensor) -> Tensor:
+        """How much the squared error counts at times (batch,): alike everywhere unless a family says otherwise."""
+        return torch.ones(len(times))
 
     @abstractmethod
     def predict(self, denoiser: Callable[..., Any], noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:

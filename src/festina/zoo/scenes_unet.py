@@ -19,6 +19,9 @@ from festina.zoo.components import (
 )
 from festina.zoo.family import Conditions, Family, TrainSettings
 
+_LEAST_SIGNAL = 0.01
+"""Share of the signal in the power of a noisy picture below which weights of errors grow no more."""
+
 
 class ScenesUNet(Family):
     """Three levels of 16, 8 and 4 pixels, the lower two with attention; guidance in one batched call."""
@@ -72,6 +75,13 @@ class ScenesUNet(Family):
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.randint(len(self.scheduler.alphas_cumprod), (len(clean),), generator=generator)
         return self.scheduler.add_noise(clean, noise, times), noise, times
+
+    def weights(self, times: Tensor) -> Tensor:
+        """As if the error of the velocity (arXiv 2202.00512, appendix D) were counted, which is that of the noise
+        divided by the signal's share of the power. What the scene is gets decided where little of it is seen; there
+        noise is easy to predict, so that its plain error hardly asks for it."""
+        signal: Tensor = self.scheduler.alphas_cumprod[times]
+        return 1 / signal.clamp(min=_LEAST_SIGNAL)
 
     def predict(self, denoiser: Callable[..., Any], noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         noisy = noisy.contiguous(memory_format=torch.channels_last)

@@ -3,7 +3,8 @@
 Stages, each with its own checkpoint: `vae` (pictures to latents and back), `text` (encoders whose vectors know the
 whole scene), `denoiser` (with exponential moving average, on latents of the trained autoencoder), `judge` (reads
 pictures or videos). The autoencoder is that of `scenes` for all, its judge that of all pictures. Killing the command
-loses at most a minute; running it again goes on where it was.
+loses at most a minute; running it again goes on where it was. A training that starts from a trained pipeline has the
+stage `denoiser` only.
 """
 
 from __future__ import annotations
@@ -62,28 +63,23 @@ def train(name: str, settings: TrainSettings, work: Path, out: Path, device: tor
     family = family_class()
     scenes, pictures = load_pictures(family, settings.scenes, settings.seed, work)
     captions = [scene.caption() for scene in scenes]
-    stages = ["text", "denoiser"]
-    if name == "scenes":
-        stages += ["vae", "judge"]
-        vae_schedule = Schedule(settings.vae_steps, settings.vae_batch, 2e-3, 200, seed=1, weight_decay=1e-4)
-        vae = train_vae(vae_schedule, settings.seed, pictures, work, device)
-        schedule = Schedule(settings.judge_steps, settings.judge_batch, 2e-3, 200, seed=2, momentum=0.999)
-        save_judge(train_judge(schedule, settings.scenes, settings.seed, work, device).cpu(), out / "judge")
+    torch.manual_seed(settings.seed + 2)
+    denoiser = family.denoiser()
+    stages = ["denoiser"]
+    if settings.start != TrainSettings.start:
+        vae, encoders = _start_from(settings.start, family, denoiser)
+        vae, encoders = vae.to(device), encoders.to(device)
     else:
-        vae = load("scenes").vae.to(device)
-    if name == "scenes-video":
-        stages += ["judge"]
-        schedule = Schedule(settings.judge_steps, settings.judge_batch, 1e-3, 100, seed=2, momentum=0.999)
-        save_judge(train_video_judge(schedule, settings.scenes, settings.seed, work, device).cpu(), out / "judge")
-    torch.manual_seed(settings.seed + 3)
-    schedule = Schedule(settings.text_steps, settings.text_batch, 2e-3, 100, seed=4, momentum=0.999)
-    targets = family.targets(scenes)
-    encoders = train_text_encoders(family, schedule, captions, targets, work, device)
+        vae, parts = _vae_and_judge(name, settings, pictures, work, out, device)
+        torch.manual_seed(settings.seed + 3)
+        schedule = Schedule(settings.text_steps, settings.text_batch, 2e-3, 100, seed=4, momentum=0.999)
+        encoders = train_text_encoders(family, schedule, captions, family.targets(scenes), work, device)
+        stages += ["text", *parts]
     latents = encode_latents(vae, pictures, work, device)
     scaling = latent_scaling(latents)
-    torch.manual_seed(settings.seed + 2)
     denoiser = train_denoiser(
         family,
+        denoiser,
         Schedule(settings.denoiser_steps, settings.denoiser_batch, settings.learning_rate, 500, seed=3),
         latents * scaling,
         conditions_of(family, encoders, [*captions, ""]),
@@ -98,6 +94,47 @@ def train(name: str, settings: TrainSettings, work: Path, out: Path, device: tor
     write_whole(out / "settings.json", told)
     for stage in stages:
         (out / f"{stage}.log.jsonl").write_text((work / f"{stage}.log.jsonl").read_text())
+
+
+def _vae_and_judge(
+    name: str, settings: TrainSettings, pictures: Tensor, work: Path, out: Path, device: torch.device
+) -> tuple[Any, list[str]]:
+    """The autoencoder, trained or that of `scenes`, the judge where a pipeline has its own; and the stages run."""
+    stages = []
+    if name == "scenes":
+        stages += ["vae", "judge"]
+        schedule = Schedule(settings.vae_steps, settings.vae_batch, 2e-3, 200, seed=1, weight_decay=1e-4)
+        vae = train_vae(schedule, settings.seed, pictures, work, device)
+        schedule = Schedule(settings.judge_steps, settings.judge_batch, 2e-3, 200, seed=2, momentum=0.999)
+        save_judge(train_judge(schedule, settings.scenes, settings.seed, work, device).cpu(), out / "judge")
+    else:
+        vae = load("scenes").vae.to(device)
+    if name == "scenes-video":
+        stages += ["judge"]
+        schedule = Schedule(settings.judge_steps, settings.judge_batch, 1e-3, 100, seed=2, momentum=0.999)
+        save_judge(train_video_judge(schedule, settings.scenes, settings.seed, work, device).cpu(), out / "judge")
+    return vae, stages
+
+
+def _start_from(start: str, family: Family, denoiser: nn.Module) -> tuple[Any, nn.ModuleDict]:
+    """The autoencoder and the text encoders of a trained pipeline; its denoiser's weights go into `denoiser`.
+
+    Raises:
+        FestinaError: it is no pipeline of this family.
+    """
+    pipe = load(start)
+    trained = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    encoders = family.text_encoders()
+    for wanted in (denoiser, *encoders.values()):
+        same = [part for part in trained if type(part) is type(wanted)]
+        try:
+            wanted.load_state_dict(same[0].state_dict())
+        except (IndexError, RuntimeError):
+            raise FestinaError(
+                f"cannot start from {start!r}: it has no {type(wanted).__name__} of the sizes that {family.name} "
+                f"has. Give a pipeline that `festina zoo train {family.name}` wrote."
+            ) from None
+    return pipe.vae, encoders
 
 
 def recipe(name: str) -> type[Family]:

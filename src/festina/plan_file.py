@@ -1,0 +1,102 @@
+"""The text of a plan file: strict JSON, one line per site and step, so that it reads as a table and diffs by step.
+
+Schema 2 added `basis` and `gate`; files of schema 1 are read as plans that have neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from festina.forecasts import NEWTON
+from festina.gates import Gate
+from festina.plan import Measurement, Plan, Step, want
+from festina.strict import is_number, read_json
+
+SCHEMA = 2
+"""Version of the plan file this code writes; it reads all up to it."""
+
+
+def text_of(plan: Plan) -> str:
+    """The plan file's text; equal plans give equal text."""
+    record = {
+        "festina_plan": SCHEMA,
+        "denoiser": plan.denoiser,
+        "sampler": plan.sampler,
+        "method": plan.method,
+        "settings": plan.settings,
+        "basis": plan.basis,
+        "gate": None if plan.gate is None else plan.gate.to_record(),
+        "measured": [{**vars(figure), "value": float(figure.value)} for figure in plan.measured],
+        "sites": list(plan.sites),
+        "steps": [{"noise": float(step.noise), "actions": step.actions} for step in plan.steps],
+    }
+    return "\n".join(_pretty(record)) + "\n"
+
+
+def _pretty(record: Mapping[str, Any]) -> Iterator[str]:
+    """One line per key, and one per item of a list."""
+    yield "{"
+    for number, (name, value) in enumerate(record.items()):
+        comma = "," if number < len(record) - 1 else ""
+        if isinstance(value, list) and value:
+            yield f'  "{name}": ['
+            items = [json.dumps(item, ensure_ascii=False) for item in value]
+            yield from (f"    {item}," for item in items[:-1])
+            yield f"    {items[-1]}"
+            yield f"  ]{comma}"
+        else:
+            yield f'  "{name}": {json.dumps(value, ensure_ascii=False)}{comma}'
+    yield "}"
+
+
+def read_text(text: str) -> Plan:
+    """Read a plan file's text, strictly.
+
+    Raises:
+        FestinaError: not JSON, another schema version, a key too many or too few, or a value of the wrong kind.
+    """
+    record = read_json(text, "a plan file")
+    want(isinstance(record, dict), "a plan file holds one JSON object")
+    version = record.get("festina_plan")
+    want("festina_plan" in record, "no 'festina_plan' key: this is not a plan file (see `festina plan convert`)")
+    found = f"plan schema {version!r:.40}"
+    want(type(version) is int and 1 <= version <= SCHEMA, f"{found}; this Festina reads schemas 1 to {SCHEMA}")
+    wanted = {"festina_plan", "denoiser", "sampler", "method", "settings", "measured", "sites", "steps"}
+    _keys(record, wanted | ({"basis", "gate"} if version > 1 else set()), "the plan")
+    want(isinstance(record["settings"], dict), "'settings' is an object")
+    sites, steps, measured = record["sites"], record["steps"], record["measured"]
+    for name, items in (("sites", sites), ("steps", steps), ("measured", measured)):
+        want(isinstance(items, list), f"{name!r} is a list")
+    return Plan(
+        denoiser=record["denoiser"],
+        sites=tuple(sites),
+        steps=tuple(_read_step(number, step) for number, step in enumerate(steps)),
+        method=record["method"],
+        settings=record["settings"],
+        sampler=record["sampler"],
+        measured=tuple(_read_measurement(figure) for figure in measured),
+        basis=record.get("basis", NEWTON),
+        gate=None if record.get("gate") is None else Gate.from_record(record["gate"]),
+    )
+
+
+def _read_step(number: int, record: Any) -> Step:
+    want(isinstance(record, dict), f"step {number} is an object")
+    _keys(record, {"noise", "actions"}, f"step {number}")
+    want(is_number(record["noise"]), f"'noise' of step {number} is a number")
+    want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
+    return Step(float(record["noise"]), record["actions"])
+
+
+def _read_measurement(record: Any) -> Measurement:
+    want(isinstance(record, dict), "a measurement is an object")
+    _keys(record, {"name", "value", "unit", "conditions"}, "a measurement")
+    return Measurement(record["name"], record["value"], record["unit"], record["conditions"])
+
+
+def _keys(record: Mapping[str, Any], wanted: set[str], where: str) -> None:
+    missing, unknown = wanted - set(record), set(record) - wanted
+    want(not missing, f"{where} lacks {sorted(missing)}")
+    want(not unknown, f"{where} has unknown keys {sorted(unknown)[:5]}")
