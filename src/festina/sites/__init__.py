@@ -9,6 +9,9 @@ from festina.sites.discovery import Block as Block
 from festina.sites.rows import Row as Row
 from festina.sites.rows import Stack as Stack
 from festina.sites.rows import register as register
+from festina.sites.stacks import first_attention as first_attention
+from festina.sites.stacks import first_blocks as first_blocks
+from festina.sites.stacks import stack_runs as stack_runs
 from festina.sites.tree import Site as Site
 from festina.sites.tree import Tree as Tree
 from festina.sites.tree import block_sites as block_sites
