@@ -3,34 +3,64 @@
 from __future__ import annotations
 
 from denoisers import (
-    transformers_a,
-    transformers_a2,
-    transformers_a3,
-    transformers_a4,
-    transformers_b,
-    transformers_b2,
-    transformers_b3,
-    transformers_b4,
-    transformers_c,
-    unets,
+    audio,
+    cog,
+    flux,
+    hunyuan,
+    image_editing,
+    images,
+    kandinsky,
+    ltx,
+    lumina,
+    minimax,
+    pixart,
+    protein,
+    qwen,
+    sana,
+    unets_image,
+    unets_video,
+    videos,
+    wan,
+    wan_relatives,
 )
 from denoisers.tiny_class import TinyClass
 
-_FILES = (
-    transformers_a,
-    transformers_a2,
-    transformers_a3,
-    transformers_a4,
-    transformers_b,
-    transformers_b2,
-    transformers_b3,
-    transformers_b4,
-    transformers_c,
-    unets,
-)
-
-CLASSES: dict[str, TinyClass] = {name: tiny for file in _FILES for name, tiny in file.CLASSES.items()}
+CLASSES: dict[str, TinyClass] = {
+    **audio.CLASSES,
+    **cog.CLASSES,
+    **flux.CLASSES,
+    **hunyuan.CLASSES,
+    **image_editing.CLASSES,
+    **images.CLASSES,
+    **kandinsky.CLASSES,
+    **ltx.CLASSES,
+    **lumina.CLASSES,
+    **minimax.CLASSES,
+    **pixart.CLASSES,
+    **protein.CLASSES,
+    **qwen.CLASSES,
+    **sana.CLASSES,
+    **unets_image.CLASSES,
+    **unets_video.CLASSES,
+    **videos.CLASSES,
+    **wan.CLASSES,
+    **wan_relatives.CLASSES,
+}
 """Fixtures by class name, with what is special about it behind a hyphen where a class has several."""
 
-LEFT_OUT: dict[str, str] = {name: why for file in _FILES for name, why in getattr(file, "LEFT_OUT", {}).items()}
+LEFT_OUT: dict[str, str] = {
+    "DreamLiteTransformer2DModel": (
+        "no denoiser of its own: the attention part of the DreamLite U-Net's blocks, which takes hidden states in the "
+        "middle of that network and uses no timestep with its default norm; no pipeline calls it"
+    ),
+    "MiniMaxMusic3RVQDepthDecoder": (
+        "no denoiser: it takes no time, and samples the codes of one frame of sound one after the other, "
+        "before the sampling loop of the music transformer begins"
+    ),
+    "MotionAdapter": "a container of motion modules that UNetMotionModel takes over; its own forward does nothing",
+    "TransformerTemporalModel": (
+        "a part of UNet3DConditionModel and I2VGenXLUNet, which no sampling loop calls: it takes features instead of "
+        "latents, and its blocks ignore the timestep"
+    ),
+}
 """Classes of diffusers without a fixture, with the reason."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from denoisers import transformers_a, transformers_c_image
+from denoisers.all_classes import CLASSES
 from diffusers import (
     AuraFlowPipeline,
     ChromaPipeline,
@@ -58,7 +58,7 @@ def build_sd3() -> StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 medium."""
     return quiet(
         StableDiffusion3Pipeline(
-            transformer=seeded(transformers_c_image.build_sd3, 0),
+            transformer=seeded(CLASSES["SD3Transformer2DModel"].build, 0),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=vae(),
             text_encoder=clip_text(6, pooled=4),
@@ -86,7 +86,7 @@ def _flux_parts() -> dict[str, Any]:
         "tokenizer": build_clip_tokenizer(),
         "text_encoder_2": t5_text(10),
         "tokenizer_2": t5_tokenizer(),
-        "transformer": seeded(transformers_a.CLASSES["FluxTransformer2DModel"].build, 0),
+        "transformer": seeded(CLASSES["FluxTransformer2DModel"].build, 0),
     }
 
 
@@ -128,7 +128,7 @@ def build_chroma() -> ChromaPipeline:
             vae=vae(1),
             text_encoder=t5_text(10),
             tokenizer=t5_tokenizer(),
-            transformer=seeded(transformers_a.CLASSES["ChromaTransformer2DModel"].build, 0),
+            transformer=seeded(CLASSES["ChromaTransformer2DModel"].build, 0),
         )
     )
 
@@ -146,7 +146,7 @@ def build_aura_flow() -> AuraFlowPipeline:
             tokenizer=tokenizer,
             text_encoder=t5_text(10, transformers.UMT5EncoderModel, len(tokenizer)),
             vae=vae(),
-            transformer=seeded(transformers_a.CLASSES["AuraFlowTransformer2DModel"].build, 0),
+            transformer=seeded(CLASSES["AuraFlowTransformer2DModel"].build, 0),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
         )
     )

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import transformers
-from denoisers import transformers_a2, transformers_c_image, transformers_c_sana
+from denoisers.all_classes import CLASSES
 from diffusers import (
     AutoencoderDC,
     AutoencoderKLFlux2,
@@ -65,7 +65,7 @@ def build_sana() -> SanaPipeline:
             tokenizer=tokenizer,
             text_encoder=decoder_text(transformers.Gemma2Model, tokenizer, 10),
             vae=autoencoder,
-            transformer=seeded(transformers_c_sana.build_sana, 0),
+            transformer=seeded(CLASSES["SanaTransformer2DModel"].build, 0),
             scheduler=DPMSolverMultistepScheduler(
                 flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction"
             ),
@@ -123,7 +123,7 @@ def build_cogview4() -> CogView4Pipeline:
             tokenizer=tokenizer,
             text_encoder=decoder_text(transformers.GlmModel, tokenizer, 10),
             vae=vae(levels=3),
-            transformer=seeded(transformers_a2.CLASSES["CogView4Transformer2DModel"].build, 0),
+            transformer=seeded(CLASSES["CogView4Transformer2DModel"].build, 0),
             scheduler=FlowMatchEulerDiscreteScheduler(
                 base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
             ),
@@ -156,7 +156,7 @@ def build_qwen_image() -> QwenImagePipeline:
         ),
         text_encoder=None,
         tokenizer=None,
-        transformer=seeded(transformers_c_image.build_qwen_image, 0),
+        transformer=seeded(CLASSES["QwenImageTransformer2DModel"].build, 0),
     )
     # The pipeline drops the 34 tokens of its instruction, so the tokenizer has to know the words of that whole.
     tokenizer = qwen_tokenizer(pipe.prompt_template_encode)
@@ -179,7 +179,7 @@ def build_z_image() -> ZImagePipeline:
             vae=vae(),
             text_encoder=decoder_text(transformers.Qwen3Model, tokenizer, 10),
             tokenizer=tokenizer,
-            transformer=seeded(transformers_c_image.build_z_image, 0),
+            transformer=seeded(CLASSES["ZImageTransformer2DModel"].build, 0),
         )
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from denoisers.stirring import stirred
+from denoisers.tiny_class import with_noise
 from diffusers import AutoencoderKL
 from torch import nn
 
@@ -52,7 +52,7 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 def denoiser(build: Callable[[], nn.Module]) -> nn.Module:
     """Like `seeded`, with noise on every parameter, so that no gate that starts at zero hides what is computed."""
-    return seeded(lambda: stirred(build()), 0)
+    return seeded(lambda: with_noise(build()), 0)
 
 
 def quiet(pipe: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from denoisers.stirring import stirred
-from denoisers.unets_image import build_unet_2d, build_unet_2d_condition, build_unet_2d_condition_sdxl
+from denoisers.all_classes import CLASSES
+from denoisers.tiny_class import with_noise
 from diffusers import (
     ControlNetModel,
     DDIMPipeline,
@@ -34,7 +34,7 @@ def _sd_parts() -> dict[str, Any]:
         "vae": vae(),
         "text_encoder": clip_text(12),
         "tokenizer": build_clip_tokenizer(),
-        "unet": seeded(build_unet_2d_condition, 0),
+        "unet": seeded(CLASSES["UNet2DConditionModel"].build, 0),
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,
@@ -65,7 +65,7 @@ def call_text(steps: int, batch: int) -> dict[str, Any]:
 
 
 def _controlnet() -> ControlNetModel:
-    return stirred(
+    return with_noise(
         ControlNetModel(
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             block_out_channels=(8, 16, 16, 16),
@@ -98,7 +98,7 @@ def _sdxl_parts() -> dict[str, Any]:
         "text_encoder_2": clip_text(6, pooled=10),
         "tokenizer": build_clip_tokenizer(),
         "tokenizer_2": build_clip_tokenizer(),
-        "unet": seeded(build_unet_2d_condition_sdxl, 0),
+        "unet": seeded(CLASSES["UNet2DConditionModel-sdxl"].build, 0),
         "scheduler": EulerDiscreteScheduler(timestep_spacing="leading", **NOISE_SCHEDULE),
         "add_watermarker": False,
     }
@@ -141,7 +141,7 @@ def call_sdxl_inpaint(steps: int, batch: int) -> dict[str, Any]:
 
 def build_ddim() -> DDIMPipeline:
     """A U-Net of pixels without any condition."""
-    return quiet(DDIMPipeline(unet=seeded(build_unet_2d, 0), scheduler=DDIMScheduler()))
+    return quiet(DDIMPipeline(unet=seeded(CLASSES["UNet2DModel"].build, 0), scheduler=DDIMScheduler()))
 
 
 def call_ddim(steps: int, batch: int) -> dict[str, Any]:

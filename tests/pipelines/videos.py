@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from denoisers import transformers_a2, transformers_a3, transformers_b
+from denoisers.all_classes import CLASSES
 from diffusers import (
     AllegroPipeline,
     CogVideoXDDIMScheduler,
@@ -67,7 +67,7 @@ def _ltx_parts() -> dict[str, Any]:
         "vae": vae_ltx(6),
         "text_encoder": t5_text(10),
         "tokenizer": t5_tokenizer(),
-        "transformer": seeded(transformers_b.ltx, 0),
+        "transformer": seeded(CLASSES["LTXVideoTransformer3DModel"].build, 0),
     }
 
 
@@ -101,7 +101,7 @@ def build_hunyuanvideo() -> HunyuanVideoPipeline:
             # The pipeline takes the hidden states two layers before the last.
             text_encoder=decoder_text(transformers.LlamaModel, tokenizer, 10, num_hidden_layers=3),
             tokenizer=tokenizer,
-            transformer=seeded(transformers_a2.CLASSES["HunyuanVideoTransformer3DModel"].build, 0),
+            transformer=seeded(CLASSES["HunyuanVideoTransformer3DModel"].build, 0),
             vae=vae_hunyuan(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
             text_encoder_2=clip_text_long(12),
@@ -188,7 +188,7 @@ def build_mochi() -> MochiPipeline:
             vae=vae_mochi(),
             text_encoder=t5_text(24),
             tokenizer=t5_tokenizer(),
-            transformer=seeded(transformers_b.mochi, 0),
+            transformer=seeded(CLASSES["MochiTransformer3DModel"].build, 0),
         )
     )
 
@@ -205,7 +205,7 @@ def build_latte() -> LattePipeline:
             tokenizer=t5_tokenizer(),
             text_encoder=t5_text(10),
             vae=vae(),
-            transformer=seeded(transformers_b.latte, 0),
+            transformer=seeded(CLASSES["LatteTransformer3DModel"].build, 0),
             scheduler=DDIMScheduler(clip_sample=False),
         )
     )
@@ -225,7 +225,7 @@ def build_allegro() -> AllegroPipeline:
             tokenizer=t5_tokenizer(),
             text_encoder=t5_text(10),
             vae=vae_allegro(),
-            transformer=seeded(transformers_a3.CLASSES["AllegroTransformer3DModel"].build, 0),
+            transformer=seeded(CLASSES["AllegroTransformer3DModel"].build, 0),
             scheduler=EulerAncestralDiscreteScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
             ),
@@ -241,7 +241,7 @@ def call_allegro(steps: int, batch: int) -> dict[str, Any]:
 def build_kandinsky5() -> Kandinsky5T2VPipeline:
     """Kandinsky 5 from text."""
     pipe = Kandinsky5T2VPipeline(
-        transformer=seeded(transformers_b.kandinsky5, 0),
+        transformer=seeded(CLASSES["Kandinsky5Transformer3DModel"].build, 0),
         vae=vae_hunyuan(),
         text_encoder=None,
         tokenizer=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from denoisers import unets_video
+from denoisers.all_classes import CLASSES
 from diffusers import AnimateDiffPipeline, DDIMScheduler, EulerDiscreteScheduler, StableVideoDiffusionPipeline
 
 from festina.zoo.components import build_clip_tokenizer
@@ -20,7 +20,7 @@ def build_svd() -> StableVideoDiffusionPipeline:
         StableVideoDiffusionPipeline(
             vae=vae_temporal_decoder(),
             image_encoder=clip_vision(8, projected=12),
-            unet=seeded(unets_video.build_unet_spatio_temporal, 0),
+            unet=seeded(CLASSES["UNetSpatioTemporalConditionModel"].build, 0),
             scheduler=EulerDiscreteScheduler(
                 beta_start=0.00085,
                 beta_end=0.012,
@@ -53,7 +53,7 @@ def build_animatediff() -> AnimateDiffPipeline:
             vae=vae(),
             text_encoder=clip_text(12),
             tokenizer=build_clip_tokenizer(),
-            unet=seeded(unets_video.build_unet_motion, 0),
+            unet=seeded(CLASSES["UNetMotionModel"].build, 0),
             motion_adapter=None,
             scheduler=DDIMScheduler(
                 beta_start=0.00085,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from denoisers import transformers_c_wan
+from denoisers.all_classes import CLASSES
+from denoisers.wan import WAN_TEXT_TOKENS
 from diffusers import SkyReelsV2Pipeline, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
 
 from pipelines.parts_images import NEGATIVE, pictures, prompts, quiet, run, seeded
@@ -39,15 +40,15 @@ def _parts(shift: float) -> dict[str, Any]:
 
 def build_wan() -> WanPipeline:
     """Wan 2.1 from text, of 480 lines."""
-    return quiet(WanPipeline(transformer=seeded(transformers_c_wan.build_wan, 0), **_parts(3.0)))
+    return quiet(WanPipeline(transformer=seeded(CLASSES["WanTransformer3DModel"].build, 0), **_parts(3.0)))
 
 
 def build_wan22() -> WanPipeline:
     """Wan 2.2 of 14 billion parameters: one denoiser for the early, noisy steps and another for the rest."""
     return quiet(
         WanPipeline(
-            transformer=seeded(transformers_c_wan.build_wan, 0),
-            transformer_2=seeded(transformers_c_wan.build_wan, 5),
+            transformer=seeded(CLASSES["WanTransformer3DModel"].build, 0),
+            transformer_2=seeded(CLASSES["WanTransformer3DModel"].build, 5),
             boundary_ratio=BOUNDARY,
             **_parts(3.0),
         )
@@ -56,7 +57,7 @@ def build_wan22() -> WanPipeline:
 
 def build_wan22_5b() -> WanPipeline:
     """Wan 2.2 of 5 billion parameters, whose denoiser gets a timestep for every token."""
-    transformer = seeded(transformers_c_wan.build_wan, 0)
+    transformer = seeded(CLASSES["WanTransformer3DModel"].build, 0)
     return quiet(WanPipeline(transformer=transformer, expand_timesteps=True, **_parts(5.0)))
 
 
@@ -75,7 +76,7 @@ def build_wan_i2v() -> WanImageToVideoPipeline:
     """Wan 2.1 from a picture, whose embedding the denoiser attends to."""
     return quiet(
         WanImageToVideoPipeline(
-            transformer=seeded(transformers_c_wan.build_wan_image, 0),
+            transformer=seeded(CLASSES["WanTransformer3DModel-image"].build, 0),
             image_encoder=clip_vision(14),
             image_processor=clip_pictures(),
             **_parts(3.0),
@@ -85,14 +86,16 @@ def build_wan_i2v() -> WanImageToVideoPipeline:
 
 def call_wan_i2v(steps: int, batch: int) -> dict[str, Any]:
     """A run from one picture, which all prompts share, and 512 embedded tokens, as many as the denoiser counts on."""
-    texts = embedded_prompts(batch, transformers_c_wan.WAN_TEXT_TOKENS, 10)
+    texts = embedded_prompts(batch, WAN_TEXT_TOKENS, 10)
     picture = pictures(1, VIDEO_HEIGHT, VIDEO_WIDTH)
     return run(steps, image=picture, guidance_scale=5.0, output_type="latent", **texts, **SIZES)
 
 
 def build_skyreels_v2() -> SkyReelsV2Pipeline:
     """SkyReels V2 from text, the model without diffusion forcing."""
-    return quiet(SkyReelsV2Pipeline(transformer=seeded(transformers_c_wan.build_skyreels_v2, 0), **_parts(8.0)))
+    return quiet(
+        SkyReelsV2Pipeline(transformer=seeded(CLASSES["SkyReelsV2Transformer3DModel"].build, 0), **_parts(8.0))
+    )
 
 
 def call_skyreels_v2(steps: int, batch: int) -> dict[str, Any]:
