@@ -16,7 +16,7 @@ from torch import nn
 
 from festina.errors import FestinaError
 from festina.names import FEATURE
-from festina.plan import COMPUTE, FORECASTS, GATED, SKIP, Plan, enclosing_sites
+from festina.plan import ALL, COMPUTE, FORECASTS, GATED, SKIP, Plan, enclosing_sites
 from festina.sites import Site, block_sites, component_sites, region_sites, resolve
 from festina.sites.regions import kept_leaves
 from festina.trace import Call as Call
@@ -68,7 +68,8 @@ def plan_macs(plan: Plan, table: MacTable) -> Macs:
     """MACs of a run by the plan, at one denoiser call per step; several calls of a step cost the same each.
 
     Sites the plan does not name compute in every step. Serving a value costs nothing. Where a gate decides, this is
-    the price if it never serves; what a run cost says `festina.RunReport`.
+    the price if it never serves; what a run cost says `festina.RunReport`. A step that runs for one branch of guidance
+    costs half: the price is that of a guided run.
 
     Raises:
         FestinaError: the plan names a site that is not in the table.
@@ -76,12 +77,14 @@ def plan_macs(plan: Plan, table: MacTable) -> Macs:
     if missing := [name for name in plan.sites if name not in table.sites]:
         raise FestinaError(f"{len(missing)} sites without a price, as {missing[0]!r}; wanted a plan for this model.")
     plan = plan.canonical()
-    served = (_visited(plan) & ~np.isin(plan.table(), [COMPUTE, GATED])).sum(axis=0)
-    linear, attention = len(plan.steps) * table.full.linear, len(plan.steps) * table.full.attention
-    for name, times in zip(plan.sites, served.tolist(), strict=True):
+    served = _visited(plan) & ~np.isin(plan.table(), [COMPUTE, GATED])
+    # In halves of a step, as that is what a step for one branch is.
+    halves = np.array([2 if step.branches == ALL else 1 for step in plan.steps])
+    linear, attention = int(halves.sum()) * table.full.linear, int(halves.sum()) * table.full.attention
+    for name, times in zip(plan.sites, (halves @ served).tolist(), strict=True):
         linear -= times * table.sites[name].linear
         attention -= times * table.sites[name].attention
-    return Macs(linear, attention)
+    return Macs(linear // 2, attention // 2)
 
 
 def values_held(plan: Plan) -> NDArray[np.int_]:
@@ -115,7 +118,7 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
     """Most bytes the store holds at once in a run by the plan.
 
     Sites are visited in execution order, in one call per branch and step. A value is stored where it is computed and
-    freed right after its last read (`values_held`).
+    freed right after its last read (`values_held`). In a step for one branch of guidance half is kept: of a guided run.
 
     Args:
         plan: the plan.
@@ -136,8 +139,20 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
     for index in order:
         seen[index] = seen.get(index, -1) + 1
         sizes.append(stored_numbers(sites[index], traced, seen[index]) * itemsize)
-    change = np.diff(values_held(plan), axis=0, prepend=0)[:, order] * np.array(sizes, dtype=np.int64)
-    return int(np.repeat(change[:, None], branches, axis=1).reshape(-1).cumsum().max(initial=0))
+    held, numbers = values_held(plan)[:, order], np.array(sizes, dtype=np.int64)
+    before, total, most, all_before = np.zeros(len(order), dtype=np.int64), 0, 0, True
+    for step, after in zip(plan.canonical().steps, held, strict=True):
+        all_run = step.branches == ALL
+        if all_before and not all_run:
+            # What was stored for all branches is fitted to one before its first site is visited.
+            total //= 2
+        elif all_run and not all_before:
+            before, total = np.zeros_like(before), 0
+        for size in [numbers] * branches if all_run else [numbers * branches // 2]:
+            course = total + ((after - before) * size).cumsum()
+            most, total = max(most, int(course.max(initial=0))), int(course[-1]) if len(course) else total
+        before, all_before = after, all_run
+    return most
 
 
 def _places(site: Site, traced: CallTrace) -> list[int]:

@@ -37,6 +37,11 @@ COMPUTE, REUSE, SKIP, GATED = "C", "R", "S", "G"
 FORECASTS = "123456789"
 ACTIONS = COMPUTE + REUSE + SKIP + GATED + FORECASTS
 
+ALL, CONDITIONAL, MERGED = "all", "conditional", "merged"
+BRANCHES = (ALL, CONDITIONAL, MERGED)
+"""Which branches of guidance the denoiser runs for: all that the pipeline asks for; only the one with the caption,
+whose answer stands for the other; or only one, with the mean of what was stored of both (T-GATE, arXiv 2404.02747)."""
+
 MAX_BYTES = 16 * 2**20
 """Largest plan file that is read; a plan of 1000 steps and 1000 sites has about 1 MB."""
 
@@ -51,10 +56,12 @@ class Step:
         noise: place on the noise axis as a share of the training schedule, 1 = pure noise, 0 = clean; falls from
             step to step. Records belong to noise levels: `Plan.resample` looks a new step up by it.
         actions: one character of `ACTIONS` per site of the plan, in the plan's order of sites.
+        branches: which branches of guidance run, one of `BRANCHES`.
     """
 
     noise: float
     actions: str
+    branches: str = ALL
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ class Plan:
                 raise FestinaError(
                     f"step {index} has unknown actions {sorted(unknown)}; wanted letters of {ACTIONS!r}."
                 )
+            want(step.branches in BRANCHES, f"step {index} has branches {step.branches!r:.40}, none of {BRANCHES}")
             if not 0 <= step.noise <= 1 or not step.noise < last:
                 raise FestinaError(
                     f"step {index} lies at noise {step.noise}; wanted shares in [0, 1] that fall from step to step."
@@ -203,7 +211,8 @@ class Plan:
     def canonical(self) -> Plan:
         """The same run in its one normal form.
 
-        The first step computes everything. A site inside a site that does not compute has no action of its own and is
+        The first step computes everything, as does one that runs for other branches than the step before it, unless it
+        is the first to run for fewer. A site inside a site that does not compute has no action of its own and is
         written `R`. A forecast of order k needs k + 1 computed values; with fewer it falls to what they allow, and
         order 0 is `R`; what a gate may have computed does not count. Where nothing is gated there is no gate, and where
         all forecasts are the same in every basis, it is the usual one. Two plans with the same canonical form run
@@ -213,7 +222,9 @@ class Plan:
         computed = [0] * len(self.sites)
         rows = []
         for index, step in enumerate(self.steps):
-            row = [COMPUTE] * len(self.sites) if index == 0 else list(step.actions)
+            before = self.steps[index - 1].branches
+            anew = index == 0 or (step.branches != before and before != ALL)
+            row = [COMPUTE] * len(self.sites) if anew else list(step.actions)
             for site in _outermost_first(parents):
                 action = row[site]
                 if any(row[parent] not in COMPUTE + GATED for parent in parents[site]):
@@ -238,6 +249,8 @@ class Plan:
         plan = self.canonical()
         what = [plan.denoiser, *plan.sites, *(step.actions for step in plan.steps)]
         what += [] if plan.basis == NEWTON else [plan.basis]
+        if any(step.branches != ALL for step in plan.steps):
+            what += [step.branches for step in plan.steps]
         what += [] if plan.gate is None else [json.dumps(plan.gate.to_record(), sort_keys=True)]
         return hashlib.sha256("\n".join(what).encode()).hexdigest()
 
@@ -254,7 +267,7 @@ class Plan:
         if steps == len(self.steps):
             return self
         old = np.array([step.noise for step in self.steps])
-        records = tuple(Step(level, self.steps[_nearest(old, level)].actions) for level in _respaced(old, steps))
+        records = tuple(replace(self.steps[_nearest(old, level)], noise=level) for level in _respaced(old, steps))
         settings = {**self.settings, "resampled_from_steps": len(self.steps)}
         return replace(self, steps=records, settings=settings, measured=())
 

@@ -1,6 +1,7 @@
 """The text of a plan file: strict JSON, one line per site and step, so that it reads as a table and diffs by step.
 
-Schema 2 added `basis` and `gate`; files of schema 1 are read as plans that have neither.
+Schema 2 added `basis`, `gate` and, in a step that does not run for all branches of guidance, `branches`; files of
+schema 1 are read as plans that have none of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from festina.forecasts import NEWTON
 from festina.gates import Gate
-from festina.plan import Measurement, Plan, Step, want
+from festina.plan import ALL, Measurement, Plan, Step, want
 from festina.strict import is_number, read_json
 
 SCHEMA = 2
@@ -30,7 +31,7 @@ def text_of(plan: Plan) -> str:
         "gate": None if plan.gate is None else plan.gate.to_record(),
         "measured": [{**vars(figure), "value": float(figure.value)} for figure in plan.measured],
         "sites": list(plan.sites),
-        "steps": [{"noise": float(step.noise), "actions": step.actions} for step in plan.steps],
+        "steps": [_step_record(step) for step in plan.steps],
     }
     return "\n".join(_pretty(record)) + "\n"
 
@@ -49,6 +50,11 @@ def _pretty(record: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield f'  "{name}": {json.dumps(value, ensure_ascii=False)}{comma}'
     yield "}"
+
+
+def _step_record(step: Step) -> dict[str, Any]:
+    record = {"noise": float(step.noise), "actions": step.actions}
+    return record if step.branches == ALL else record | {"branches": step.branches}
 
 
 def read_text(text: str) -> Plan:
@@ -84,10 +90,12 @@ def read_text(text: str) -> Plan:
 
 def _read_step(number: int, record: Any) -> Step:
     want(isinstance(record, dict), f"step {number} is an object")
-    _keys(record, {"noise", "actions"}, f"step {number}")
+    _keys({"branches": ALL} | record, {"noise", "actions", "branches"}, f"step {number}")
     want(is_number(record["noise"]), f"'noise' of step {number} is a number")
     want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
-    return Step(float(record["noise"]), record["actions"])
+    branches = record.get("branches", ALL)
+    want(isinstance(branches, str), f"'branches' of step {number} is a text")
+    return Step(float(record["noise"]), record["actions"], branches)
 
 
 def _read_measurement(record: Any) -> Measurement:

@@ -52,7 +52,7 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
     denoisers = denoisers_of(pipe)
     name, first = denoisers[0]
     scheduler = getattr(pipe, "scheduler", None) if pipe is not first else None
-    run = Run(plan, first, _columns(uncompiled(first), plan))
+    run = Run(plan, first, _columns(uncompiled(first), plan), type(pipe).__name__)
     _check_gate(uncompiled(first), plan)
     experts = [(name, first)] + [other for other in denoisers[1:] if _has_sites(other[1], plan)]
     for _, denoiser in experts:

@@ -11,15 +11,14 @@ from festina.executor.run import Run
 
 
 def listening_forward(original: Callable[..., Any], run: Run, place: int, name: str) -> Callable[..., Any]:
-    """A denoiser's forward that tells the run of each call, and ends it if one fails."""
+    """A denoiser's forward that lets the run answer each call, and ends it if one fails."""
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
         if run.clock.passing:
             return original(*args, **kwargs)
         try:
-            run.begin_call(args, kwargs, place, name)
-            return original(*args, **kwargs)
+            return run.call(original, args, kwargs, place, name)
         except BaseException:
             run.abort()
             raise

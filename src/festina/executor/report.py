@@ -23,11 +23,13 @@ class CallRecord:
 
     Attributes:
         call: arguments of the first of them.
-        count: how many there were.
+        count: how many ran.
+        asked: how many the pipeline made; of these, a plan that leaves out a branch of guidance runs none or half.
     """
 
     call: Call
     count: int = 0
+    asked: int = 0
 
     def lighten(self) -> None:
         """Put a zero without memory in the place of large tensors; small ones, such as masks, can decide shapes."""
@@ -50,8 +52,8 @@ class RunReport:
         computed, served: how often each site ran and how often it was served, by site name.
         peak_bytes: most bytes the store held at once.
         macs: multiply-accumulates of the denoiser, attention products included.
-        macs_uncached: what the same calls cost with everything computed.
-        shapes: how many calls had tensors of which shapes.
+        macs_uncached: what the calls that the pipeline made cost with everything computed.
+        shapes: how many calls ran with tensors of which shapes.
     """
 
     steps: int
@@ -86,17 +88,18 @@ def price(denoiser: nn.Module, records: Mapping[Signature, CallRecord], columns:
     Raises:
         FestinaError: a call cannot be priced.
     """
-    saved = uncached = 0
+    macs = uncached = 0
     visits = dict.fromkeys((column.site.name for column in columns), 0)
     for signature, record in records.items():
         traced = trace(denoiser, record.call)
         table = mac_table(denoiser, traced, tuple(column.site.name for column in columns))
-        uncached += record.count * traced.macs.total
+        uncached += record.asked * traced.macs.total
+        macs += record.count * traced.macs.total
         for column in columns:
             name = column.site.name
             # A site that a call visits several times is priced for all of its visits together.
             each = len(traced.returned.get(column.site.paths[-1], ()))
             visits[name] += each * record.count
             if served := column.served[signature]:
-                saved += table.sites[name].total * served // each
-    return Spent(uncached - saved, uncached, visits)
+                macs -= table.sites[name].total * served // each
+    return Spent(macs, uncached, visits)

@@ -13,10 +13,11 @@ from festina.executor.branches import Branch, Branches
 from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, parameter_names, signature_of
 from festina.executor.clock import StepClock
 from festina.executor.gating import GateRun
+from festina.executor.guidance import CONDITIONAL_FIRST, GuidanceRun
 from festina.executor.report import CallRecord, RunReport, price
 from festina.executor.serving import Column
 from festina.executor.store import Store
-from festina.plan import COMPUTE, SKIP, Plan
+from festina.plan import ALL, COMPUTE, SKIP, Plan
 from festina.trace import Call
 
 
@@ -49,6 +50,10 @@ class _Denoisers:
         self._now.add(denoiser)
         return over
 
+    def of(self, denoiser: int) -> set[str]:
+        """The branches of a denoiser."""
+        return self._branches.get(denoiser, set())
+
     def any_now(self) -> bool:
         """Whether one was called in the present step."""
         return bool(self._now)
@@ -70,7 +75,7 @@ class Run:
         before_start: called before each run: whether everything is still in its place.
     """
 
-    def __init__(self, plan: Plan, denoiser: nn.Module, columns: tuple[Column, ...]) -> None:
+    def __init__(self, plan: Plan, denoiser: nn.Module, columns: tuple[Column, ...], pipeline: str = "") -> None:
         self.plan = plan
         self.columns = columns
         self.clock = StepClock(len(plan.steps))
@@ -78,6 +83,7 @@ class Run:
         self.gate = None if plan.gate is None else GateRun(plan.gate, plan.basis, self.clock, self.store)
         self.calls: dict[Signature, CallRecord] = {}
         self.before_start: Callable[[], None] = lambda: None
+        self._guidance = GuidanceRun(self.clock, self.store, pipeline in CONDITIONAL_FIRST)
         self._denoiser = denoiser
         self._names = parameter_names(denoiser)
         self._branches = Branches()
@@ -155,6 +161,7 @@ class Run:
         self._used.clear()
         if self.gate is not None:
             self.gate.restart()
+        self._guidance.restart()
         self._schedule = None
 
     def release(self) -> None:
@@ -163,10 +170,18 @@ class Run:
         for record in self.calls.values():
             record.lighten()
 
-    def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], denoiser: int = 0, name: str = "") -> None:
-        """Take note of a call of the denoiser with these arguments; they decide its branch and its price.
+    def call(
+        self,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        denoiser: int = 0,
+        name: str = "",
+    ) -> Any:
+        """Answer a call of the denoiser with these arguments; they decide its branch and its price.
 
         Args:
+            original: the denoiser's own forward.
             args, kwargs: the arguments.
             denoiser: which of the pipeline's denoisers it is.
             name: name of that denoiser, "" for the first.
@@ -175,6 +190,25 @@ class Run:
             FestinaError: no run is under way.
         """
         leaves = leaves_of(self._names, args, kwargs)
+        self._begin_call(leaves, denoiser, name)
+        self._record(Call(args, kwargs), signature_of(leaves)).asked += 1
+
+        def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            shapes = signature_of(leaves_of(self._names, args, kwargs))
+            self.clock.signature = shapes
+            self._record(Call(args, kwargs), shapes).count += 1
+            return original(*args, **kwargs)
+
+        step = self.clock.step
+        branches = self.plan.steps[step].branches if step < len(self.plan.steps) else ALL
+        if branches == ALL:
+            self._guidance.run_all()
+            return answer(args, kwargs)
+        return self._guidance.answer(
+            branches, leaves.get(self._names[0]), answer, args, kwargs, self._used.of(denoiser)
+        )
+
+    def _begin_call(self, leaves: Leaves, denoiser: int, name: str) -> None:
         self._find_place(leaves)
         self.clock.begin_call()
         for left in self._used.call(denoiser):
@@ -192,7 +226,6 @@ class Run:
             self._drop_overtaken(branch, step)
         branch.last_step = step
         self.clock.branch = branch.name
-        self._record(args, kwargs, signature_of(leaves))
 
     def _find_place(self, leaves: Leaves) -> None:
         """See by the timestep that a call is given in which step it is made, if that can be seen."""
@@ -209,9 +242,8 @@ class Run:
                 f"for each part of a picture by itself. No plan can be run on it; call festina.remove."
             )
 
-    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Signature) -> None:
-        self.clock.signature = shapes
-        self.calls.setdefault(shapes, CallRecord(Call(args, kwargs))).count += 1
+    def _record(self, call: Call, shapes: Signature) -> CallRecord:
+        return self.calls.setdefault(shapes, CallRecord(call))
 
     def _drop_overtaken(self, branch: Branch, step: int) -> None:
         """Forget what a branch would have computed anew in the steps in which it was not called."""
@@ -253,7 +285,7 @@ class Run:
             self.store.peak_bytes,
             spent.macs,
             spent.macs_uncached,
-            {shapes: record.count for shapes, record in self.calls.items()},
+            {shapes: record.count for shapes, record in self.calls.items() if record.count},
         )
 
     def summary(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 Value = Any
 """What a site stores: a tensor, or a structure of tensors as torch's pytrees know them."""
@@ -84,6 +85,27 @@ class Store:
             renamed = (replace(entry, step=now) if entry.step == step else entry for entry in entries)
             self._values[slot] = tuple(renamed)
 
+    def change(self, branch: str, how: Callable[[Value], Value]) -> None:
+        """Replace every value of a branch by what becomes of it."""
+        for site in self._sites(branch):
+            changed = []
+            for entry in self._values[branch, site]:
+                value = how(entry.value)
+                changed.append(Entry(entry.step, value, value_bytes(value)))
+                self.bytes += changed[-1].bytes - entry.bytes
+            self._values[branch, site] = tuple(changed)
+
+    def merge(self, branch: str, other: str) -> None:
+        """Replace every value of a branch by the mean of it and of what another branch stored in the same step; that of
+        the other one is forgotten."""
+        for site in self._sites(branch):
+            theirs = {entry.step: entry.value for entry in self.get(other, site)}
+            self._values[branch, site] = tuple(
+                replace(entry, value=_mean(entry.value, theirs[entry.step])) if entry.step in theirs else entry
+                for entry in self._values[branch, site]
+            )
+        self.drop_branch(other)
+
     def drop_branch(self, branch: str) -> None:
         """Forget all values of a branch."""
         for site in self._sites(branch):
@@ -100,3 +122,7 @@ class Store:
 
     def _sites(self, branch: str) -> list[str]:
         return [site for held, site in self._values if held == branch]
+
+
+def _mean(one: Value, other: Value) -> Value:
+    return tree_map(lambda mine, its: (mine + its) / 2 if isinstance(mine, Tensor) else mine, one, other)
