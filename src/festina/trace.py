@@ -60,12 +60,8 @@ class Call:
     @property
     def signature(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of all tensors among the arguments; calls of one signature cost the same."""
-        return signature(self.args, self.kwargs)
-
-
-def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
-    """See `Call.signature`."""
-    return tuple(tuple(leaf.shape) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor))
+        leaves = tree_leaves((self.args, dict(self.kwargs)))
+        return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from festina.errors import FestinaError
 from festina.executor.branches import Branch, Branches
-from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, parameter_names, signature_of
+from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, parameter_names
 from festina.executor.clock import StepClock
 from festina.executor.gating import GateRun
 from festina.executor.guidance import CONDITIONAL_FIRST, GuidanceRun
@@ -191,12 +191,12 @@ class Run:
         """
         leaves = leaves_of(self._names, args, kwargs)
         self._begin_call(leaves, denoiser, name)
-        self._record(Call(args, kwargs), signature_of(leaves)).asked += 1
+        self._record(Call(args, kwargs)).asked += 1
 
         def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            shapes = signature_of(leaves_of(self._names, args, kwargs))
-            self.clock.signature = shapes
-            self._record(Call(args, kwargs), shapes).count += 1
+            run = Call(args, kwargs)
+            self.clock.signature = run.signature
+            self._record(run).count += 1
             return original(*args, **kwargs)
 
         step = self.clock.step
@@ -242,8 +242,8 @@ class Run:
                 f"for each part of a picture by itself. No plan can be run on it; call festina.remove."
             )
 
-    def _record(self, call: Call, shapes: Signature) -> CallRecord:
-        return self.calls.setdefault(shapes, CallRecord(call))
+    def _record(self, call: Call) -> CallRecord:
+        return self.calls.setdefault(call.signature, CallRecord(call))
 
     def _drop_overtaken(self, branch: Branch, step: int) -> None:
         """Forget what a branch would have computed anew in the steps in which it was not called."""
