@@ -57,11 +57,13 @@ class Step:
             step to step. Records belong to noise levels: `Plan.resample` looks a new step up by it.
         actions: one character of `ACTIONS` per site of the plan, in the plan's order of sites.
         branches: which branches of guidance run, one of `BRANCHES`.
+        injected: how much of the initial latents is added to the latents after this step.
     """
 
     noise: float
     actions: str
     branches: str = ALL
+    injected: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Plan:
                     f"step {index} has unknown actions {sorted(unknown)}; wanted letters of {ACTIONS!r}."
                 )
             want(step.branches in BRANCHES, f"step {index} has branches {step.branches!r:.40}, none of {BRANCHES}")
+            want(is_number(step.injected), f"what is injected after step {index} is no finite number")
             if not 0 <= step.noise <= 1 or not step.noise < last:
                 raise FestinaError(
                     f"step {index} lies at noise {step.noise}; wanted shares in [0, 1] that fall from step to step."
@@ -251,6 +254,8 @@ class Plan:
         what += [] if plan.basis == NEWTON else [plan.basis]
         if any(step.branches != ALL for step in plan.steps):
             what += [step.branches for step in plan.steps]
+        if any(step.injected for step in plan.steps):
+            what += [repr(float(step.injected)) for step in plan.steps]
         what += [] if plan.gate is None else [json.dumps(plan.gate.to_record(), sort_keys=True)]
         return hashlib.sha256("\n".join(what).encode()).hexdigest()
 

@@ -1,7 +1,7 @@
 """The text of a plan file: strict JSON, one line per site and step, so that it reads as a table and diffs by step.
 
-Schema 2 added `basis`, `gate` and, in a step that does not run for all branches of guidance, `branches`; files of
-schema 1 are read as plans that have none of them.
+Schema 2 added `basis`, `gate` and, in steps that want them, `branches` and `injected`; files of schema 1 are read as
+plans that have none of them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,12 @@ def _pretty(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step_record(step: Step) -> dict[str, Any]:
-    record = {"noise": float(step.noise), "actions": step.actions}
-    return record if step.branches == ALL else record | {"branches": step.branches}
+    record: dict[str, Any] = {"noise": float(step.noise), "actions": step.actions}
+    if step.branches != ALL:
+        record["branches"] = step.branches
+    if step.injected:
+        record["injected"] = float(step.injected)
+    return record
 
 
 def read_text(text: str) -> Plan:
@@ -90,12 +94,13 @@ def read_text(text: str) -> Plan:
 
 def _read_step(number: int, record: Any) -> Step:
     want(isinstance(record, dict), f"step {number} is an object")
-    _keys({"branches": ALL} | record, {"noise", "actions", "branches"}, f"step {number}")
+    whole = {"branches": ALL, "injected": 0.0} | record
+    _keys(whole, {"noise", "actions", "branches", "injected"}, f"step {number}")
     want(is_number(record["noise"]), f"'noise' of step {number} is a number")
     want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
-    branches = record.get("branches", ALL)
-    want(isinstance(branches, str), f"'branches' of step {number} is a text")
-    return Step(float(record["noise"]), record["actions"], branches)
+    want(isinstance(whole["branches"], str), f"'branches' of step {number} is a text")
+    want(is_number(whole["injected"]), f"'injected' of step {number} is a number")
+    return Step(float(record["noise"]), record["actions"], whole["branches"], float(whole["injected"]))
 
 
 def _read_measurement(record: Any) -> Measurement:

@@ -14,6 +14,7 @@ from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, pa
 from festina.executor.clock import StepClock
 from festina.executor.gating import GateRun
 from festina.executor.guidance import CONDITIONAL_FIRST, GuidanceRun
+from festina.executor.injection import Injection
 from festina.executor.report import CallRecord, RunReport, price
 from festina.executor.serving import Column
 from festina.executor.store import Store
@@ -71,6 +72,7 @@ class Run:
         clock: the step clock.
         store: what is kept between steps; empty between runs.
         gate: the plan's gate at work; None if it has none.
+        injection: adds initial noise to the latents where the plan says so.
         calls: the first call with tensors of certain shapes, by these shapes, of the current or the last run.
         before_start: called before each run: whether everything is still in its place.
     """
@@ -81,6 +83,7 @@ class Run:
         self.clock = StepClock(len(plan.steps))
         self.store = Store()
         self.gate = None if plan.gate is None else GateRun(plan.gate, plan.basis, self.clock, self.store)
+        self.injection = Injection([step.injected for step in plan.steps])
         self.calls: dict[Signature, CallRecord] = {}
         self.before_start: Callable[[], None] = lambda: None
         self._guidance = GuidanceRun(self.clock, self.store, pipeline in CONDITIONAL_FIRST)
@@ -132,19 +135,24 @@ class Run:
         skips = step > 0 and any(column.actions[step] == SKIP for column in self.columns)
         self.clock.first, self.clock.step = step, self.clock.steps if skips else step
 
-    def next_step(self, step: int = 0) -> None:
+    def next_step(self, step: int = 0, result: Any = None) -> Any:
         """End the current step; after the last one the run is over and the store empty.
 
         Args:
             step: which step of the plan it was, where the run could not know before it ended.
+            result: what the scheduler returned for it.
+
+        Returns:
+            what the scheduler shall return.
         """
         if not self.clock.running:
-            return
+            return result
         if self.clock.step == self.clock.steps:
             self.clock.first = step if self.clock.first is None else self.clock.first
             self.clock.step = self.clock.first
             self.store.renumber(self.clock.steps, self.clock.first)
             self._drop_unread(self.clock.first)
+        result = self.injection.after(self.clock.step, result)
         self._steps_done += 1
         finished = self.clock.next_step()
         self._branches.end_step()
@@ -152,6 +160,7 @@ class Run:
         self._seconds = time.perf_counter() - self._began
         if finished:
             self.abort()
+        return result
 
     def abort(self) -> None:
         """End the run wherever it is and empty the store."""
@@ -162,6 +171,7 @@ class Run:
         if self.gate is not None:
             self.gate.restart()
         self._guidance.restart()
+        self.injection.clear()
         self._schedule = None
 
     def release(self) -> None:

@@ -59,19 +59,21 @@ class Link:
         if self.run is not None and entry is not None:
             self.run.begin_at(int(entry))
 
-    def end_step(self, scheduler: Any, timestep: Any) -> None:
-        """A scheduler has made a step."""
+    def end_step(self, scheduler: Any, timestep: Any, sample: Any, result: Any) -> Any:
+        """A scheduler has made a step from a sample; returns what it shall return for it."""
         if self.run is None or not self.run.clock.running:
-            return
+            return result
         if self._counting is None:
             self._counting = scheduler
         entry = _entry_made(scheduler, timestep)
         # Some pipelines step twice from one timestep: to a prediction, and with it.
         if self._counting is not scheduler or (entry is not None and entry == self._entry):
-            return
+            return result
+        if not self.run.clock.ended:
+            self.run.injection.begin(sample)
         self._entry = entry
         begun = self.run.clock.first is not None
-        self.run.next_step(0 if begun else _first_entry(scheduler, timestep, entry))
+        return self.run.next_step(0 if begun else _first_entry(scheduler, timestep, entry), result)
 
     def cut(self) -> None:
         """The plan is removed: forget the run and take what listens off the copies."""
@@ -141,18 +143,21 @@ def beginning_midway(link: Link, scheduler: Any) -> Listening:
 def ending_step(link: Link, scheduler: Any) -> Listening:
     """`step` that ends a step of the run, and the run itself if it fails."""
     parameters = list(inspect.signature(scheduler.step).parameters)
-    place = parameters.index("timestep") if "timestep" in parameters else 1
+    places = {name: parameters.index(name) for name in ("timestep", "sample") if name in parameters}
+
+    def given(name: str, usual: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = places.get(name, usual)
+        return kwargs[name] if name in kwargs else args[place] if place < len(args) else None
 
     def step(method: Listening, *args: Any, **kwargs: Any) -> Any:
         try:
             result = method.__wrapped__(*args, **kwargs)
-            timestep = kwargs["timestep"] if "timestep" in kwargs else args[place] if place < len(args) else None
-            method.link.end_step(method.owner, timestep)
+            timestep, sample = given("timestep", 1, args, kwargs), given("sample", 2, args, kwargs)
+            return method.link.end_step(method.owner, timestep, sample, result)
         except BaseException:
             if method.link.run is not None:
                 method.link.run.abort()
             raise
-        return result
 
     return Listening(link, scheduler, "step", step)
 
