@@ -23,7 +23,7 @@ from festina.zoo.scenes import build_transformer
 from festina.zoo.train import TrainSettings
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 
@@ -58,7 +58,7 @@ def table(page: Path, heading: str) -> dict[str, list[str]]:
 
 def test_every_page_is_looked_at():
     names = {page.name for page in PAGES}
-    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "concepts.md", "command_line.md"} <= names
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "concepts.md", "command_line.md", "fora.md"} <= names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -29,7 +29,7 @@ def test_takes_a_pipeline_and_round_trips() -> None:
     plan = fora(pipe, 4, 2)
     assert plan.key() == fora(pipe.transformer, 4, 2).key()
     assert (plan.sampler, fora(pipe.transformer, 4, 2).sampler) == ("DPMSolverMultistepScheduler", "")
-    assert plan.settings == {"interval": 2}
+    assert plan.settings == {"interval": 2, "countdown": False}
     assert Plan.from_json(plan.to_json()) == plan
 
 
@@ -39,7 +39,22 @@ def test_interval_one_is_the_uncached_plan() -> None:
     assert plan.key() == Plan.computing_all(plan.denoiser, plan.sites, 5).key()
 
 
+@pytest.mark.parametrize(
+    ("interval", "computed"),
+    [
+        (1, list(range(50))),
+        (2, [0, *range(1, 50, 2)]),
+        (3, [0, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 34, 37, 40, 43, 46, 49]),
+        (7, [0, 7, 14, 21, 28, 35, 42, 49]),
+    ],
+)
+def test_counts_down_as_the_released_code_does(interval: int, computed: list[int]) -> None:
+    plan = fora(pixart_transformer(), 50, interval, countdown=True)
+    assert list(plan.computed_steps()) == computed
+    assert plan.settings == {"interval": interval, "countdown": True}
+
+
 @pytest.mark.parametrize(("steps", "interval"), [(0, 2), (4, 0), (4, -1)])
 def test_refuses_what_makes_no_schedule(steps: int, interval: int) -> None:
-    with pytest.raises(FestinaError, match="at least 1"):
+    with pytest.raises(FestinaError, match="wanted a whole number"):
         fora(pixart_transformer(), steps, interval)

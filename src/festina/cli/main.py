@@ -9,7 +9,7 @@ import warnings
 
 import typer
 
-from festina.cli import fronts, models, pictures, plans, searching
+from festina.cli import benching, calibrating, fronts, models, pictures, plans, searching
 from festina.errors import FestinaError
 
 INTERRUPTED = 130
@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("search")(searching.search_command)
+app.command("calibrate")(calibrating.calibrate_command)
+app.command("bench")(benching.bench_command)
 app.command("front")(fronts.front_command)
 app.command("generate")(pictures.generate_command)
 app.command("sites")(models.sites_command)

@@ -1,21 +1,41 @@
 """Published methods, each a function that makes a plan."""
 
 from festina.methods.block_skipping import block_skipping
+from festina.methods.cachequant import cachequant
+from festina.methods.confident_taylor import confident_taylor
 from festina.methods.deepcache import deepcache
+from festina.methods.dicache import dicache
 from festina.methods.faster_diffusion import faster_diffusion
+from festina.methods.first_block_cache import dbcache, first_block_cache
 from festina.methods.fora import fora
+from festina.methods.magcache import magcache, resample_ratios
 from festina.methods.pab import pab
+from festina.methods.smoothcache import smoothcache
 from festina.methods.step_mask import step_mask
 from festina.methods.taylorseer import taylorseer
+from festina.methods.teacache import fit_curve, teacache
 from festina.methods.tgate import tgate
+from festina.methods.toca import duca, toca
 
 __all__ = [
     "block_skipping",
+    "cachequant",
+    "confident_taylor",
+    "dbcache",
     "deepcache",
+    "dicache",
+    "duca",
     "faster_diffusion",
+    "first_block_cache",
+    "fit_curve",
     "fora",
+    "magcache",
     "pab",
+    "resample_ratios",
+    "smoothcache",
     "step_mask",
     "taylorseer",
+    "teacache",
     "tgate",
+    "toca",
 ]

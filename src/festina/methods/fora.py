@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from festina.errors import FestinaError
-from festina.plan import Plan
-from festina.sites import component_sites, find_denoiser, sampler_of
+from festina.methods.columns import letters, plan_of_columns, want_whole
+from festina.plan import MAX_STEPS, Plan
+from festina.sites import component_sites, find_denoiser
 
 
-def fora(pipe: Any, steps: int, interval: int) -> Plan:
+def fora(pipe: Any, steps: int, interval: int, countdown: bool = False) -> Plan:
     """The static schedule of FORA: every component computes in step s if and only if s mod `interval` = 0.
 
     FORA (arXiv 2407.01425) recomputes attention and feed-forward outputs at a fixed interval. Steps count from 0, the
@@ -24,15 +23,18 @@ def fora(pipe: Any, steps: int, interval: int) -> Plan:
         pipe: a diffusers pipeline or its denoiser.
         steps: sampling steps, at least 1.
         interval: steps from one computation to the next, at least 1; 1 computes everything.
+        countdown: count from the last step instead, as FORA's released code does: a step computes if it is the first or
+            (steps - 1 - s) mod `interval` = 0.
 
     Raises:
-        FestinaError: the denoiser's class has no site row, or `steps` or `interval` is less than 1.
+        FestinaError: the denoiser has no components, or `steps` or `interval` is less than 1.
     """
-    denoiser = find_denoiser(pipe)
-    names = [site.name for site in component_sites(denoiser)]
-    mask = np.repeat(every(steps, interval)[:, None], len(names), axis=1)
-    plan = Plan.from_mask(type(denoiser).__name__, names, mask, method="fora", settings={"interval": interval})
-    return replace(plan, sampler=sampler_of(pipe))
+    computes = every(steps, interval)
+    if countdown:
+        computes = computes[::-1].copy()
+        computes[0] = True
+    columns = dict.fromkeys((site.name for site in component_sites(find_denoiser(pipe))), letters(computes))
+    return plan_of_columns(pipe, columns, "fora", {"interval": interval, "countdown": countdown})
 
 
 def every(steps: int, interval: int) -> NDArray[np.bool_]:
@@ -41,7 +43,7 @@ def every(steps: int, interval: int) -> NDArray[np.bool_]:
     Raises:
         FestinaError: `steps` or `interval` is less than 1.
     """
-    if steps < 1 or interval < 1:
-        raise FestinaError(f"{steps} steps at an interval of {interval}; wanted at least 1 of each.")
+    want_whole("the number of steps", steps, 1, MAX_STEPS)
+    want_whole("the interval", interval, 1)
     marks: NDArray[np.bool_] = np.arange(steps) % interval == 0
     return marks

@@ -119,7 +119,8 @@ def _families(genome: Genome) -> Iterator[tuple[str, dict[str, Any], Mask]]:
     kinds = [kind_of(site) for site in genome.sites]
     present = list(dict.fromkeys(kinds))
     for interval in INTERVALS:
-        yield "fora", {"interval": interval}, _where(genome, every(genome.steps, interval), np.ones(len(kinds), bool))
+        settings = {"interval": interval, "countdown": False}
+        yield "fora", settings, _where(genome, every(genome.steps, interval), np.ones(len(kinds), bool))
     for kind in present:
         of_kind = np.array([name == kind for name in kinds])
         for interval in INTERVALS:
