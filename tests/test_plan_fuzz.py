@@ -14,7 +14,8 @@ from festina.errors import FestinaError
 from festina.forecasts import BASES
 from festina.formats import from_ecad, to_ecad
 from festina.gates import Gate
-from festina.plan import ACTIONS, GATED, Measurement, Plan, Step
+from festina.plan import ACTIONS, GATED, PARTIAL, Measurement, Plan, Step
+from festina.tokens import CHOICES, Tokens
 
 LIMITED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -48,23 +49,45 @@ GATES = st.builds(
 )
 
 
+TOKENS = st.builds(
+    Tokens,
+    choice=st.sampled_from(CHOICES),
+    age=st.floats(0, 9),
+    bonus=st.integers(0, 9),
+    cell=st.integers(1, 9),
+    seed=st.integers(0, 2**40),
+)
+
+
+def steps_of(level, row):
+    """Steps with these actions, and shares where some are for some tokens."""
+    if PARTIAL not in row:
+        return st.just(Step(level, row))
+    shares = st.tuples(*(st.floats(0, 1) if action == PARTIAL else st.just(0.0) for action in row))
+    return shares.map(lambda each: Step(level, row, shares=each))
+
+
 @st.composite
 def plans(draw):
     sites = tuple(draw(st.lists(SITES | BLOCKS, min_size=1, max_size=5, unique=True)))
     levels = sorted(draw(st.lists(st.floats(0, 1), min_size=1, max_size=5, unique=True)), reverse=True)
     gate = draw(st.none() | GATES)
-    row = st.text(ACTIONS if gate else ACTIONS.replace(GATED, ""), min_size=len(sites), max_size=len(sites))
+    tokens = draw(st.none() | TOKENS)
+    letters = ACTIONS if gate else ACTIONS.replace(GATED, "")
+    letters = letters if tokens else letters.replace(PARTIAL, "")
+    rows = st.text(letters, min_size=len(sites), max_size=len(sites))
     figures = st.builds(Measurement, TEXTS, st.floats(-1e299, 1e299) | st.integers(-99, 99), TEXTS, TEXTS)
     return Plan(
         draw(NAMES),
         sites,
-        tuple(Step(level, draw(row)) for level in levels),
+        tuple(draw(rows.flatmap(lambda row, level=level: steps_of(level, row))) for level in levels),
         draw(NAMES),
         draw(st.dictionaries(TEXTS, PLAIN, max_size=3)),
         draw(TEXTS),
         tuple(draw(st.lists(figures, max_size=2))),
         draw(st.sampled_from(BASES)),
         gate,
+        tokens,
     )
 
 

@@ -70,6 +70,8 @@ def test_the_data_script_holds_the_page(page):
         "reuse": (runs == "R").sum(),
         "forecast": ((runs == "1") | (runs == "2")).sum(),
         "skip": (runs == "S").sum(),
+        "gate": (runs == "G").sum(),
+        "tokens": (runs == "T").sum(),
     }
 
 

@@ -30,7 +30,7 @@ def test_counts_worked_by_hand():
     assert found.macs == Macs(inner + 2 * twice, 2 * products)
     assert found.within == {"inner": Macs(inner, 0), "twice": Macs(2 * twice, 0)}
     assert found.visits == ("inner", "twice", "twice")
-    assert found.returned["twice"] == ((Returned(100, 0),), (Returned(100, 0),))
+    assert found.returned["twice"] == ((Returned((2, 5, 10), 0),), (Returned((2, 5, 10), 0),))
 
 
 def test_attention_and_convolution():
@@ -70,7 +70,7 @@ def test_a_tensor_returned_twice_is_one():
             return self.inside(x)[0]
 
     found = trace(Around(), Call((torch.zeros(3),)))
-    assert found.returned["inside"] == ((Returned(3, 0), Returned(3, 0), Returned(3, 2)),)
+    assert found.returned["inside"] == ((Returned((3,), 0), Returned((3,), 0), Returned((3,), 2)),)
 
 
 def test_values_that_decide_shapes_are_real():

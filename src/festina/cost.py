@@ -16,9 +16,10 @@ from torch import nn
 
 from festina.errors import FestinaError
 from festina.names import FEATURE
-from festina.plan import ALL, COMPUTE, FORECASTS, GATED, SKIP, Plan, enclosing_sites
+from festina.plan import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, SKIP, Plan, enclosing_sites
 from festina.sites import Site, block_sites, component_sites, region_sites, resolve
 from festina.sites.regions import kept_leaves
+from festina.token_cost import TokenPrice, maps_of, partial_sites, side_tensors, token_prices
 from festina.trace import Call as Call
 from festina.trace import CallTrace as CallTrace
 from festina.trace import Macs as Macs
@@ -34,11 +35,13 @@ class MacTable:
         fixed: everything that is in no component.
         sites: what serving a site saves, by name.
         full: a call in which everything computes.
+        tokens: price by token of the components that can be computed for some of them, by name.
     """
 
     fixed: Macs
     sites: Mapping[str, Macs]
     full: Macs
+    tokens: Mapping[str, TokenPrice]
 
 
 def mac_table(denoiser: nn.Module, traced: CallTrace, names: tuple[str, ...] = ()) -> MacTable:
@@ -57,7 +60,7 @@ def mac_table(denoiser: nn.Module, traced: CallTrace, names: tuple[str, ...] = (
     fixed = traced.macs - sum(prices.values(), Macs(0, 0))
     for site in (*block_sites(denoiser), *region_sites(denoiser), *resolve(denoiser, names)):
         prices.setdefault(site.name, _within(site, traced))
-    return MacTable(fixed, prices, traced.macs)
+    return MacTable(fixed, prices, traced.macs, token_prices(denoiser, traced))
 
 
 def _within(site: Site, traced: CallTrace) -> Macs:
@@ -69,31 +72,49 @@ def plan_macs(plan: Plan, table: MacTable) -> Macs:
 
     Sites the plan does not name compute in every step. Serving a value costs nothing. Where a gate decides, this is
     the price if it never serves; what a run cost says `festina.RunReport`. A step that runs for one branch of guidance
-    costs half: the price is that of a guided run.
+    costs half: the price is that of a guided run. Maps of attention by which tokens are chosen are counted.
 
     Raises:
-        FestinaError: the plan names a site that is not in the table.
+        FestinaError: the plan names a site that is not in the table, or one that has no price by token where it wants
+            one.
     """
     if missing := [name for name in plan.sites if name not in table.sites]:
         raise FestinaError(f"{len(missing)} sites without a price, as {missing[0]!r}; wanted a plan for this model.")
     plan = plan.canonical()
-    served = _visited(plan) & ~np.isin(plan.table(), [COMPUTE, GATED])
+    served = _visited(plan) & ~np.isin(plan.table(), [COMPUTE, GATED, PARTIAL])
     # In halves of a step, as that is what a step for one branch is.
     halves = np.array([2 if step.branches == ALL else 1 for step in plan.steps])
     linear, attention = int(halves.sum()) * table.full.linear, int(halves.sum()) * table.full.attention
     for name, times in zip(plan.sites, (halves @ served).tolist(), strict=True):
         linear -= times * table.sites[name].linear
         attention -= times * table.sites[name].attention
-    return Macs(linear // 2, attention // 2)
+    less = _by_token(plan, table, halves.tolist())
+    return Macs((linear - less.linear) // 2, (attention - less.attention) // 2)
+
+
+def _by_token(plan: Plan, table: MacTable, halves: Sequence[int]) -> Macs:
+    """What a canonical plan saves by computing for some tokens only, less the maps it chooses them by; in halves."""
+    partial, less = partial_sites(plan), Macs(0, 0)
+    if missing := [name for name in partial if name not in table.tokens]:
+        raise FestinaError(f"{missing[0]!r} has no price by token; wanted a feed-forward or a cross-attention.")
+    for name in partial:
+        index = plan.sites.index(name)
+        for step, half in zip(plan.steps, halves, strict=True):
+            if step.actions[index] == PARTIAL:
+                less += table.tokens[name].left_out(step.shares[index]) * half
+    for name, (computes, kept) in maps_of(plan, {name: table.tokens[name].attention for name in partial}).items():
+        taken = sum(half for half, *both in zip(halves, computes, kept, strict=True) if all(both))
+        less -= Macs(0, table.sites[name].attention // 2) * taken
+    return less
 
 
 def values_held(plan: Plan) -> NDArray[np.int_]:
     """How many computed values each site holds after each step, int (steps, sites).
 
     A value is held from the step that computes it to the last step that reads it. Reuse reads the last computed
-    value, a forecast of order k the last k + 1, a skip none; a site within a served block is not visited and reads
-    none. A plan of computing and reusing holds at most one value per site. Where a gate decides, it is the most that
-    may be held.
+    value, and so does computing for some tokens, which renews it; a forecast of order k reads the last k + 1, a skip
+    none; a site within a served block is not visited and reads none. A plan of computing and reusing holds at most one
+    value per site. Where a gate decides, it is the most that may be held.
     """
     plan = plan.canonical()
     table, visited = plan.table(), _visited(plan)
@@ -119,6 +140,7 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
 
     Sites are visited in execution order, in one call per branch and step. A value is stored where it is computed and
     freed right after its last read (`values_held`). In a step for one branch of guidance half is kept: of a guided run.
+    What a step answers ahead is kept too, from that step until it is given out.
 
     Args:
         plan: the plan.
@@ -130,6 +152,42 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
     Raises:
         FestinaError: the plan is for another denoiser.
     """
+    during, held, numbers = _kept(plan, denoiser, traced, itemsize)
+    before, total, most, all_before = np.zeros_like(numbers), 0, 0, True
+    answered, answer = 0, traced.answer * itemsize
+    for place, (step, after) in enumerate(zip(plan.canonical().steps, held, strict=True)):
+        all_run = step.branches == ALL
+        if answered:
+            total, answered = total - (branches * answer if all_run else branches * answer // 2), answered - 1
+            continue
+        if all_before and not all_run:
+            # What was stored for all branches is fitted to one before its first site is visited.
+            total //= 2
+        elif all_run and not all_before:
+            before, total = np.zeros_like(before), 0
+        each = [numbers] * branches if all_run else [numbers * branches // 2]
+        for size in each:
+            course = total + ((during[place] - before) * size).cumsum()
+            most, total = max(most, int(course.max(initial=0))), int(course[-1]) if len(course) else total
+            if step.ahead:
+                # All these steps have read what they read, and their answers are kept.
+                total += int(((held[place + step.ahead] - after) * size).sum())
+                total += step.ahead * (answer if all_run else branches * answer // 2)
+                most = max(most, total)
+        total -= sum(int(((during[place] - after) * size).sum()) for size in each)
+        before, all_before, answered = held[place + step.ahead], all_run, step.ahead
+    return most
+
+
+def _kept(
+    plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
+) -> tuple[NDArray[np.int_], NDArray[np.int_], NDArray[np.int64]]:
+    """What may be kept, in the order in which it is made in a call.
+
+    Returns:
+        how many of it there are when it has been visited in each step, and how many after the step, int (steps, kept);
+        and the bytes of one, int (kept,).
+    """
     sites = resolve(denoiser, plan.sites)
     # A site that a call visits several times stores a value for each visit.
     events = sorted((place, index) for index, site in enumerate(sites) for place in _places(site, traced))
@@ -139,20 +197,13 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
     for index in order:
         seen[index] = seen.get(index, -1) + 1
         sizes.append(stored_numbers(sites[index], traced, seen[index]) * itemsize)
-    held, numbers = values_held(plan)[:, order], np.array(sizes, dtype=np.int64)
-    before, total, most, all_before = np.zeros(len(order), dtype=np.int64), 0, 0, True
-    for step, after in zip(plan.canonical().steps, held, strict=True):
-        all_run = step.branches == ALL
-        if all_before and not all_run:
-            # What was stored for all branches is fitted to one before its first site is visited.
-            total //= 2
-        elif all_run and not all_before:
-            before, total = np.zeros_like(before), 0
-        for size in [numbers] * branches if all_run else [numbers * branches // 2]:
-            course = total + ((after - before) * size).cumsum()
-            most, total = max(most, int(course.max(initial=0))), int(course[-1]) if len(course) else total
-        before, all_before = after, all_run
-    return most
+    values, sides = values_held(plan)[:, order], list(side_tensors(plan.canonical(), denoiser, traced))
+    when = np.argsort([place for place, _ in events] + [side.place for side in sides], kind="stable")
+    during, after = (
+        np.column_stack([values, *columns])[:, when]
+        for columns in ([side.during for side in sides], [side.after for side in sides])
+    )
+    return during, after, np.array(sizes + [side.bytes for side in sides], dtype=np.int64)[when]
 
 
 def _places(site: Site, traced: CallTrace) -> list[int]:

@@ -142,8 +142,8 @@ def _grouped(sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def _computations(plan: Plan, groups: Sequence[Sequence[str]]) -> NDArray[np.int_]:
-    """How often the sites of each group compute in a run, int (groups,)."""
+def _computations(plan: Plan, groups: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """How often the sites of each group compute in a run, float (groups,); for some tokens counts as their share."""
     known = [site for group in groups for site in group]
     if missing := sorted(set(plan.sites) - set(known)):
         raise FestinaError(
@@ -153,10 +153,15 @@ def _computations(plan: Plan, groups: Sequence[Sequence[str]]) -> NDArray[np.int
     named = set(plan.sites)
     others = tuple(site for site in known if site not in named)
     # Written out with all sites, so that the canonical form also says which sites within served blocks do not run.
-    steps = tuple(replace(step, actions=step.actions + COMPUTE * len(others)) for step in plan.steps)
+    none = (0.0,) * len(others)
+    steps = tuple(
+        replace(step, actions=step.actions + COMPUTE * len(others), shares=step.shares and step.shares + none)
+        for step in plan.steps
+    )
     whole = replace(plan, sites=plan.sites + others, steps=steps).canonical()
-    times = dict(zip(whole.sites, whole.mask().sum(axis=0).tolist(), strict=True))
-    return np.array([sum(times[site] for site in group) for group in groups], dtype=np.int_)
+    shares = np.array([step.shares or (0.0,) * len(whole.sites) for step in whole.steps])
+    times = dict(zip(whole.sites, (whole.mask() + shares).sum(axis=0).tolist(), strict=True))
+    return np.array([sum(times[site] for site in group) for group in groups], dtype=np.float64)
 
 
 def _check_rank(counts: NDArray[np.float64], names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ sampling step. A record says where its step lies on the noise axis and what each
     `1`-`9`  forecast: extrapolate from the last k + 1 computed values (`festina.forecasts`)
     `S`      skip: the identity (a zero residual)
     `G`      the plan's gate decides during the run: compute or serve (`festina.gates`)
+    `T`      compute for some tokens, and reuse for all others (`festina.tokens`)
 
 This module imports no model code and no torch. The text of the file is made and read by `festina.plan_file`.
 """
@@ -30,12 +31,15 @@ from festina.errors import FestinaError
 from festina.forecasts import BASES, NEWTON, TAYLOR
 from festina.gates import Gate
 from festina.names import OUTPUT, parse
+from festina.noise import even_noise as even_noise
+from festina.noise import nearest, respaced
 from festina.strict import brief, is_number, is_unicode, plain
 from festina.strict import write_whole as write_whole
+from festina.tokens import Tokens, check_shares
 
-COMPUTE, REUSE, SKIP, GATED = "C", "R", "S", "G"
+COMPUTE, REUSE, SKIP, GATED, PARTIAL = "C", "R", "S", "G", "T"
 FORECASTS = "123456789"
-ACTIONS = COMPUTE + REUSE + SKIP + GATED + FORECASTS
+ACTIONS = COMPUTE + REUSE + SKIP + GATED + PARTIAL + FORECASTS
 
 ALL, CONDITIONAL, MERGED = "all", "conditional", "merged"
 BRANCHES = (ALL, CONDITIONAL, MERGED)
@@ -58,12 +62,18 @@ class Step:
         actions: one character of `ACTIONS` per site of the plan, in the plan's order of sites.
         branches: which branches of guidance run, one of `BRANCHES`.
         injected: how much of the initial latents is added to the latents after this step.
+        ahead: for how many of the steps that follow the denoiser answers too, all in one call (Faster Diffusion, arXiv
+            2312.09608). For U-Nets, where these serve all that comes of the latents.
+        shares: for each site whose action is `T` the share of its tokens that is computed, in [0, 1], and 0 for all
+            others; () in a step without `T`.
     """
 
     noise: float
     actions: str
     branches: str = ALL
     injected: float = 0.0
+    ahead: int = 0
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,12 +112,13 @@ class Plan:
         measured: figures measured with this plan.
         basis: how forecasts extrapolate, one of `festina.forecasts.BASES`.
         gate: what decides where an action is `G`; None where there is no such action.
+        tokens: what chooses the tokens where an action is `T`; None where there is no such action.
 
     Raises:
         FestinaError: on construction, if the records do not fit the sites, the noise levels do not fall, an action is
-            `G` without a gate, or something
-            could not be written to a plan file and read back (a name that is empty, too long or not Unicode, a
-            setting that is not JSON). What can be constructed can be saved and loaded.
+            `G` without a gate or `T` without a choice of tokens, or something could not be written to a plan file and
+            read back (a name that is empty, too long or not Unicode, a setting that is not JSON). What can be
+            constructed can be saved and loaded.
     """
 
     denoiser: str
@@ -119,6 +130,7 @@ class Plan:
     measured: tuple[Measurement, ...] = ()
     basis: str = NEWTON
     gate: Gate | None = None
+    tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
         want(0 < len(self.sites) <= MAX_SITES, f"{len(self.sites)} sites; a plan has 1 to {MAX_SITES}")
@@ -144,6 +156,9 @@ class Plan:
                 )
             want(step.branches in BRANCHES, f"step {index} has branches {step.branches!r:.40}, none of {BRANCHES}")
             want(is_number(step.injected), f"what is injected after step {index} is no finite number")
+            whole = type(step.ahead) is int and 0 <= step.ahead <= MAX_STEPS
+            want(whole, f"the steps that step {index} answers ahead are no whole number from 0 to {MAX_STEPS}")
+            check_shares(index, step.shares, [action == PARTIAL for action in step.actions])
             if not 0 <= step.noise <= 1 or not step.noise < last:
                 raise FestinaError(
                     f"step {index} lies at noise {step.noise}; wanted shares in [0, 1] that fall from step to step."
@@ -152,6 +167,8 @@ class Plan:
         want(self.basis in BASES, f"unknown basis of forecasts {self.basis!r:.40}; wanted one of {', '.join(BASES)}")
         gated = any(GATED in step.actions for step in self.steps)
         want(self.gate is not None or not gated, "some actions are 'G', but there is no gate to decide")
+        chosen = any(PARTIAL in step.actions for step in self.steps)
+        want(self.tokens is not None or not chosen, "some actions are 'T', but nothing says which tokens")
         texts = [self.denoiser, self.method, self.sampler, *self.sites, json.dumps(self.settings, ensure_ascii=False)]
         texts += [text for figure in self.measured for text in (figure.name, figure.unit, figure.conditions)]
         want(is_unicode(texts), "a text in it has letters that are not Unicode (lone surrogates)")
@@ -218,9 +235,12 @@ class Plan:
         is the first to run for fewer. A site inside a site that does not compute has no action of its own and is
         written `R`. A forecast of order k needs k + 1 computed values; with fewer it falls to what they allow, and
         order 0 is `R`; what a gate may have computed does not count. Where nothing is gated there is no gate, and where
-        all forecasts are the same in every basis, it is the usual one. Two plans with the same canonical form run
-        identically.
+        all forecasts are the same in every basis, it is the usual one. `T` with a share of 0 is `R`, and where there
+        is no `T`, no tokens are chosen. `ahead` is cut to what one call can answer (`festina.answering`). Two plans
+        with the same canonical form run identically.
         """
+        from festina.answering import cut_ahead
+
         parents = enclosing_sites(self.sites)
         computed = [0] * len(self.sites)
         rows = []
@@ -235,16 +255,22 @@ class Plan:
                 elif action in FORECASTS:
                     order = min(int(action), computed[site] - 1)
                     action = str(order) if order > 0 else REUSE
+                elif action == PARTIAL and not step.shares[site]:
+                    action = REUSE
                 row[site] = action
                 certain = all(row[parent] == COMPUTE for parent in parents[site])
                 computed[site] += action == COMPUTE and certain
-            rows.append(replace(step, actions="".join(row)))
+            # A step without `T` has no shares.
+            kept = [share if action == PARTIAL else 0.0 for action, share in zip(row, step.shares, strict=False)]
+            rows.append(replace(step, actions="".join(row), shares=tuple(kept) if PARTIAL in row else ()))
+        rows = cut_ahead(self.sites, rows)
         used = set().union(*(step.actions for step in rows))
-        gate = self.gate if GATED in used else None
+        gate, tokens = self.gate if GATED in used else None, self.tokens if PARTIAL in used else None
         # A line through two values is one line, whether written by Newton or by Taylor.
         order = max([int(action) for action in used & set(FORECASTS)] + [gate.order if gate else 0])
         plain_basis = order == 0 or (order == 1 and self.basis == TAYLOR)
-        return replace(self, steps=tuple(rows), gate=gate, basis=NEWTON if plain_basis else self.basis)
+        basis = NEWTON if plain_basis else self.basis
+        return replace(self, steps=tuple(rows), gate=gate, tokens=tokens, basis=basis)
 
     def key(self) -> str:
         """SHA-256 (hex) of what the plan does: denoiser, sites, canonical actions, and how forecasts and the gate work
@@ -256,6 +282,11 @@ class Plan:
             what += [step.branches for step in plan.steps]
         if any(step.injected for step in plan.steps):
             what += [repr(float(step.injected)) for step in plan.steps]
+        if any(step.ahead for step in plan.steps):
+            what += [f"{step.ahead} ahead" for step in plan.steps]
+        if plan.tokens is not None:
+            what += [repr([float(share) for share in step.shares]) for step in plan.steps]
+            what += [json.dumps(plan.tokens.to_record(), sort_keys=True)]
         what += [] if plan.gate is None else [json.dumps(plan.gate.to_record(), sort_keys=True)]
         return hashlib.sha256("\n".join(what).encode()).hexdigest()
 
@@ -263,6 +294,7 @@ class Plan:
         """The plan for another number of steps: each new step takes the record nearest in noise level.
 
         New steps are spread over the same range of noise, spaced like the old ones. Ties go to the noisier record.
+        Nothing is answered ahead (`Step.ahead`): how far that can go depends on the steps that follow, now others.
 
         Raises:
             FestinaError: `steps` is less than 1 or more than a plan can have.
@@ -272,7 +304,9 @@ class Plan:
         if steps == len(self.steps):
             return self
         old = np.array([step.noise for step in self.steps])
-        records = tuple(replace(self.steps[_nearest(old, level)], noise=level) for level in _respaced(old, steps))
+        records = tuple(
+            replace(self.steps[nearest(old, level)], noise=level, ahead=0) for level in respaced(old, steps)
+        )
         settings = {**self.settings, "resampled_from_steps": len(self.steps)}
         return replace(self, steps=records, settings=settings, measured=())
 
@@ -326,11 +360,6 @@ class Plan:
             raise FestinaError(f"{where}: {error}") from None
 
 
-def even_noise(steps: int) -> list[float]:
-    """`steps` noise levels evenly spaced from 1 towards 0 (which is left out)."""
-    return [(steps - step) / steps for step in range(steps)]
-
-
 def enclosing_sites(sites: Sequence[str]) -> list[list[int]]:
     """For each site the indices of the sites that contain it, read off the names (`festina.names`)."""
     names = [parse(site) for site in sites]
@@ -340,20 +369,6 @@ def enclosing_sites(sites: Sequence[str]) -> list[list[int]]:
 
 def _outermost_first(parents: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(parents)), key=lambda site: len(parents[site]))
-
-
-def _respaced(old: NDArray[np.float64], steps: int) -> list[float]:
-    """`steps` noise levels over the range of the old ones, spaced like them."""
-    # The grid with one more point, the clean end, so that evenly spaced levels stay evenly spaced; it may be there.
-    end = [] if old[-1] == 0 else [max(0.0, 2 * old[-1] - old[-2]) if len(old) > 1 else 0.0]
-    places = np.arange(steps) * (len(old) / steps if end else (len(old) - 1) / max(1, steps - 1))
-    return [float(level) for level in np.interp(places, np.arange(len(old) + len(end)), [*old, *end])]
-
-
-def _nearest(old: NDArray[np.float64], level: float) -> int:
-    """Index of the nearest old level; of two as near, the noisier one, however their difference was rounded."""
-    distance = np.abs(old - level)
-    return int(np.argmax(distance <= distance.min() + 1e-9))
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

@@ -1,7 +1,7 @@
 """The text of a plan file: strict JSON, one line per site and step, so that it reads as a table and diffs by step.
 
-Schema 2 added `basis`, `gate` and, in steps that want them, `branches` and `injected`; files of schema 1 are read as
-plans that have none of them.
+Schema 2 added `basis`, `gate` and, in plans that want them, `tokens` and, in their steps, `branches`, `injected`,
+`ahead` and `shares`; files of schema 1 are read as plans that have none of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from festina.forecasts import NEWTON
 from festina.gates import Gate
 from festina.plan import ALL, Measurement, Plan, Step, want
 from festina.strict import is_number, read_json
+from festina.tokens import Tokens
 
 SCHEMA = 2
 """Version of the plan file this code writes; it reads all up to it."""
@@ -29,6 +30,7 @@ def text_of(plan: Plan) -> str:
         "settings": plan.settings,
         "basis": plan.basis,
         "gate": None if plan.gate is None else plan.gate.to_record(),
+        **({} if plan.tokens is None else {"tokens": plan.tokens.to_record()}),
         "measured": [{**vars(figure), "value": float(figure.value)} for figure in plan.measured],
         "sites": list(plan.sites),
         "steps": [_step_record(step) for step in plan.steps],
@@ -58,6 +60,10 @@ def _step_record(step: Step) -> dict[str, Any]:
         record["branches"] = step.branches
     if step.injected:
         record["injected"] = float(step.injected)
+    if step.ahead:
+        record["ahead"] = step.ahead
+    if step.shares:
+        record["shares"] = [float(share) for share in step.shares]
     return record
 
 
@@ -74,7 +80,8 @@ def read_text(text: str) -> Plan:
     found = f"plan schema {version!r:.40}"
     want(type(version) is int and 1 <= version <= SCHEMA, f"{found}; this Festina reads schemas 1 to {SCHEMA}")
     wanted = {"festina_plan", "denoiser", "sampler", "method", "settings", "measured", "sites", "steps"}
-    _keys(record, wanted | ({"basis", "gate"} if version > 1 else set()), "the plan")
+    record = {"tokens": None} | record if version > 1 else record
+    _keys(record, wanted | ({"basis", "gate", "tokens"} if version > 1 else set()), "the plan")
     want(isinstance(record["settings"], dict), "'settings' is an object")
     sites, steps, measured = record["sites"], record["steps"], record["measured"]
     for name, items in (("sites", sites), ("steps", steps), ("measured", measured)):
@@ -89,18 +96,29 @@ def read_text(text: str) -> Plan:
         measured=tuple(_read_measurement(figure) for figure in measured),
         basis=record.get("basis", NEWTON),
         gate=None if record.get("gate") is None else Gate.from_record(record["gate"]),
+        tokens=None if record.get("tokens") is None else Tokens.from_record(record["tokens"]),
     )
 
 
 def _read_step(number: int, record: Any) -> Step:
     want(isinstance(record, dict), f"step {number} is an object")
-    whole = {"branches": ALL, "injected": 0.0} | record
-    _keys(whole, {"noise", "actions", "branches", "injected"}, f"step {number}")
+    whole = {"branches": ALL, "injected": 0.0, "ahead": 0, "shares": []} | record
+    _keys(whole, {"noise", "actions", "branches", "injected", "ahead", "shares"}, f"step {number}")
     want(is_number(record["noise"]), f"'noise' of step {number} is a number")
     want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
     want(isinstance(whole["branches"], str), f"'branches' of step {number} is a text")
     want(is_number(whole["injected"]), f"'injected' of step {number} is a number")
-    return Step(float(record["noise"]), record["actions"], whole["branches"], float(whole["injected"]))
+    want(type(whole["ahead"]) is int, f"'ahead' of step {number} is a whole number")
+    numbers = isinstance(whole["shares"], list) and all(is_number(share) for share in whole["shares"])
+    want(numbers, f"'shares' of step {number} is a list of numbers")
+    return Step(
+        noise=float(record["noise"]),
+        actions=record["actions"],
+        branches=whole["branches"],
+        injected=float(whole["injected"]),
+        ahead=whole["ahead"],
+        shares=tuple(float(share) for share in whole["shares"]),
+    )
 
 
 def _read_measurement(record: Any) -> Measurement:

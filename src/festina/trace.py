@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -69,12 +70,17 @@ class Returned:
     """A tensor that a module returned.
 
     Attributes:
-        numbers: how many numbers it holds.
+        shape: its shape.
         same_as: place of the first tensor that is the very same object, usually its own place.
     """
 
-    numbers: int
+    shape: tuple[int, ...]
     same_as: int
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class CallTrace:
         visits: paths of modules in the order in which they ended, a module that ran twice twice.
         returned: the tensors that a module returned, by path: for each visit those of it, in order.
         skips: how many tensors in tuples each module was given, by path, if any: a U-Net's skip connections.
+        answer: numbers in what the call returned.
     """
 
     macs: Macs
@@ -94,6 +101,7 @@ class CallTrace:
     visits: tuple[str, ...]
     returned: Mapping[str, tuple[tuple[Returned, ...], ...]]
     skips: Mapping[str, int]
+    answer: int
 
 
 def trace(denoiser: nn.Module, call: Call) -> CallTrace:
@@ -109,7 +117,7 @@ def trace(denoiser: nn.Module, call: Call) -> CallTrace:
     record = _Record()
     try:
         with torch.no_grad(), _uncompiled(denoiser), _listening(denoiser, record), _Counting(record):
-            denoiser(*call.args, **call.kwargs)
+            answer = denoiser(*call.args, **call.kwargs)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [repr(error)])[0][:200]
         raise FestinaError(
@@ -119,7 +127,8 @@ def trace(denoiser: nn.Module, call: Call) -> CallTrace:
         ) from error
     total = record.within.pop("", Macs(0, 0))
     returned = {path: tuple(visits) for path, visits in record.returned.items()}
-    return CallTrace(total, record.within, tuple(record.visits), returned, record.skips)
+    answered = {id(leaf): leaf.numel() for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)}
+    return CallTrace(total, record.within, tuple(record.visits), returned, record.skips, sum(answered.values()))
 
 
 @contextmanager
@@ -171,7 +180,7 @@ def _listening(denoiser: nn.Module, record: _Record) -> Iterator[None]:
             record.visits.append(path)
             tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
             first = {id(tensor): place for place, tensor in reversed(list(enumerate(tensors)))}
-            told = tuple(Returned(tensor.numel(), first[id(tensor)]) for tensor in tensors)
+            told = tuple(Returned(tuple(tensor.shape), first[id(tensor)]) for tensor in tensors)
             record.returned.setdefault(path, []).append(told)
 
         return hook

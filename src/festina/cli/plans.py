@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from festina.errors import FestinaError
-from festina.plan import COMPUTE, FORECASTS, REUSE, SKIP, Plan
+from festina.plan import COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan
 from festina.strict import write_whole
 
 app = typer.Typer(help="Look at, check and convert plan files.", no_args_is_help=True)
@@ -19,7 +19,7 @@ app = typer.Typer(help="Look at, check and convert plan files.", no_args_is_help
 PlanFile = Annotated[Path, typer.Argument(help="A plan file, as `festina search` and `festina front --save` write it.")]
 
 _STYLES = {COMPUTE: "on dark_orange3", REUSE: "on grey23", SKIP: "on grey3"}
-_MARKS = {COMPUTE: "#", REUSE: ".", SKIP: " "}
+_MARKS = {COMPUTE: "#", REUSE: ".", SKIP: " ", GATED: "?", PARTIAL: "+"}
 
 
 class Target(StrEnum):
@@ -55,7 +55,8 @@ def show(file: PlanFile) -> None:
             line.append(mark, style=_STYLES.get(action, "on blue") if colour else "")
         line.append(f" {step.actions.count(COMPUTE)}/{len(step.actions)}")
         console.print(line, no_wrap=True, crop=False, soft_wrap=True)
-    console.print("One line per step, one mark per site: # compute, . reuse, 1-9 forecast, blank skip.")
+    marks = "# compute, + for some tokens, . reuse, 1-9 forecast, ? gate, blank skip"
+    console.print(f"One line per step, one mark per site: {marks}.", highlight=False)
 
 
 @app.command("check")

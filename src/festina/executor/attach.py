@@ -12,6 +12,7 @@ from torch import nn
 
 from festina.cost import values_held
 from festina.errors import FestinaError
+from festina.executor.ahead import check_ahead
 from festina.executor.compiled import (
     COMPILED_CALL,
     entered,
@@ -30,8 +31,9 @@ from festina.executor.scheduler import Link, beginning_midway, starting_run
 from festina.executor.scheduler import ending_step as _ending_step
 from festina.executor.serving import Column, serving_forwards
 from festina.names import RESIDUAL, parse
-from festina.plan import COMPUTE, FORECASTS, GATED, REUSE, SKIP, Plan, enclosing_sites
+from festina.plan import COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan, enclosing_sites
 from festina.sites import find_denoiser, resolve
+from festina.token_cost import BY_TOKEN
 
 
 def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
@@ -54,6 +56,7 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
     scheduler = getattr(pipe, "scheduler", None) if pipe is not first else None
     run = Run(plan, first, _columns(uncompiled(first), plan), type(pipe).__name__)
     _check_gate(uncompiled(first), plan)
+    check_ahead(uncompiled(first), plan, run.columns)
     experts = [(name, first)] + [other for other in denoisers[1:] if _has_sites(other[1], plan)]
     for _, denoiser in experts:
         _check_free(denoiser, scheduler)
@@ -161,7 +164,8 @@ class _Attached:
         refuse_whole(denoiser, [column.site.path for column in columns])
         parents = enclosing_sites([column.site.name for column in columns])
         # What holds others is put around them, so it comes last.
-        targets = [
+        # What watches an attention sees only what is really computed, so that serving is put around it.
+        targets = self._watched() + [
             self._served(column)
             for _, column in sorted(zip(parents, columns, strict=True), key=lambda pair: -len(pair[0]))
         ]
@@ -229,8 +233,23 @@ class _Attached:
         return _Target(
             column.site.name,
             column.site.paths,
-            lambda modules: serving_forwards(modules, column, run.clock, run.store, run.gate),
+            lambda modules: serving_forwards(modules, column, run.clock, run.store, run.gate, run.tokens),
         )
+
+    def _watched(self) -> list[_Target]:
+        """The attentions by which tokens are chosen, where they are."""
+        tokens = self.run.tokens
+        if tokens is None:
+            return []
+
+        def watching(column: Column) -> _Target:
+            return _Target(
+                column.site.name,
+                column.site.paths,
+                lambda modules: [tokens.watching_forward(modules[0].forward, column)],
+            )
+
+        return [watching(column) for column in tokens.maps]
 
     def _tapped(self) -> list[_Target]:
         """The module that the gate looks at, if there is a gate."""
@@ -305,13 +324,15 @@ def _columns(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
     for index, site in enumerate(resolve(denoiser, plan.sites)):
         actions = "".join(step.actions[index] for step in plan.steps)
         runnable = COMPUTE + REUSE + FORECASTS + (SKIP + GATED if site.kind == RESIDUAL else "")
+        runnable += PARTIAL if site.role in BY_TOKEN else ""
         if unknown := set(actions) - set(runnable):
             raise FestinaError(
-                f"{site.name}: a site of the kind {site.kind!r} cannot run the actions {sorted(unknown)}, only "
-                f"{runnable!r}."
+                f"{site.name}: a site of the kind {site.kind!r} that is a {site.role} cannot run the actions "
+                f"{sorted(unknown)}, only {runnable!r}."
             )
         most = tuple(held[:, index].tolist())
-        columns.append(Column(site, actions + COMPUTE, (*most, max(1, *most)), plan.basis))
+        shares = tuple(step.shares[index] if step.shares else 0.0 for step in plan.steps) if PARTIAL in actions else ()
+        columns.append(Column(site, actions + COMPUTE, (*most, max(1, *most)), plan.basis, shares))
     return tuple(columns)
 
 

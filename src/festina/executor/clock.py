@@ -20,7 +20,8 @@ class StepClock:
         first: the run's first step; None until it is known.
         ended: steps that ended since the run began.
         branch: name of the denoiser call under way.
-        calls: denoiser calls since the run began.
+        calls: denoiser calls that the pipeline made since the run began.
+        passes: how often the denoiser itself ran since then.
         context: diffusers' cache context, if one is set.
         signature: shapes of the tensors of the denoiser call under way.
         passing: whether everything runs as if no plan were applied, as while a call is traced.
@@ -34,6 +35,7 @@ class StepClock:
         self.ended = 0
         self.branch = ""
         self.calls = 0
+        self.passes = 0
         self.context: str | None = None
         self.signature: tuple[tuple[int, ...], ...] = ()
         self.passing = False
@@ -53,7 +55,8 @@ class StepClock:
                 f"the plan has {self.steps} steps, this run {steps}{f' ({made_by})' if made_by else ''}. Use as many "
                 f"num_inference_steps as make {self.steps}, or apply plan.resample({steps})."
             )
-        self.running, self.step, self.first, self.ended, self.calls = True, 0, 0, 0, 0
+        self.running, self.step, self.first = True, 0, 0
+        self.ended, self.calls, self.passes = 0, 0, 0
 
     def begin_call(self) -> None:
         """Count a denoiser call.

@@ -47,13 +47,15 @@ class RunReport:
 
     Attributes:
         steps: steps that ended.
-        calls: calls of the denoiser.
+        calls: calls of the denoiser that the pipeline made, run or answered otherwise (see `shapes`).
         seconds: wall seconds from the start of the run to the end of its last step.
         computed, served: how often each site ran and how often it was served, by site name.
         peak_bytes: most bytes the store held at once.
         macs: multiply-accumulates of the denoiser, attention products included.
         macs_uncached: what the calls that the pipeline made cost with everything computed.
         shapes: how many calls ran with tensors of which shapes.
+        partial: how often each site ran for some of its tokens, by name of the sites that do.
+        tokens: for how many tokens of each row in all of these, by name.
     """
 
     steps: int
@@ -65,6 +67,8 @@ class RunReport:
     macs: int
     macs_uncached: int
     shapes: Mapping[Signature, int]
+    partial: Mapping[str, int]
+    tokens: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,16 @@ class Spent:
     visits: Mapping[str, int]
 
 
-def price(denoiser: nn.Module, records: Mapping[Signature, CallRecord], columns: Sequence[Column]) -> Spent:
+def price(
+    denoiser: nn.Module, records: Mapping[Signature, CallRecord], columns: Sequence[Column], maps: Sequence[Column]
+) -> Spent:
     """Price the calls of a run, by a trace of one call per signature.
+
+    Args:
+        denoiser: the denoiser.
+        records: the calls.
+        columns: the plan's columns.
+        maps: those of attentions of which a map was made, each time at the price of QK^T.
 
     Raises:
         FestinaError: a call cannot be priced.
@@ -102,4 +114,10 @@ def price(denoiser: nn.Module, records: Mapping[Signature, CallRecord], columns:
             visits[name] += each * record.count
             if served := column.served[signature]:
                 macs -= table.sites[name].total * served // each
+            if partial := column.partial[signature]:
+                by_token = table.tokens[name]
+                macs -= by_token.each.total * (by_token.tokens * partial - column.tokens[signature])
+        for column in maps:
+            each = len(traced.returned.get(column.site.path, ()))
+            macs += table.sites[column.site.name].attention * column.computed[signature] // (2 * max(1, each))
     return Spent(macs, uncached, visits)

@@ -9,15 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from festina.errors import FestinaError
+from festina.executor.ahead import Ahead
 from festina.executor.branches import Branch, Branches
 from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, parameter_names
 from festina.executor.clock import StepClock
+from festina.executor.compiled import uncompiled
 from festina.executor.gating import GateRun
 from festina.executor.guidance import CONDITIONAL_FIRST, GuidanceRun
 from festina.executor.injection import Injection
 from festina.executor.report import CallRecord, RunReport, price
 from festina.executor.serving import Column
 from festina.executor.store import Store
+from festina.executor.tokens import TokenRun
 from festina.plan import ALL, COMPUTE, SKIP, Plan
 from festina.trace import Call
 
@@ -72,6 +75,7 @@ class Run:
         clock: the step clock.
         store: what is kept between steps; empty between runs.
         gate: the plan's gate at work; None if it has none.
+        tokens: the plan's choice of tokens at work; None if it has none.
         injection: adds initial noise to the latents where the plan says so.
         calls: the first call with tensors of certain shapes, by these shapes, of the current or the last run.
         before_start: called before each run: whether everything is still in its place.
@@ -83,12 +87,16 @@ class Run:
         self.clock = StepClock(len(plan.steps))
         self.store = Store()
         self.gate = None if plan.gate is None else GateRun(plan.gate, plan.basis, self.clock, self.store)
+        self.tokens: TokenRun | None = None
+        if plan.tokens is not None:
+            self.tokens = TokenRun(plan, uncompiled(denoiser), columns, self.clock, self.store)
         self.injection = Injection([step.injected for step in plan.steps])
         self.calls: dict[Signature, CallRecord] = {}
         self.before_start: Callable[[], None] = lambda: None
         self._guidance = GuidanceRun(self.clock, self.store, pipeline in CONDITIONAL_FIRST)
         self._denoiser = denoiser
         self._names = parameter_names(denoiser)
+        self._ahead = Ahead(plan, columns, self._names, self.clock, self.store)
         self._branches = Branches()
         self._used = _Denoisers()
         self._schedule: Tensor | None = None
@@ -113,9 +121,10 @@ class Run:
         self.store.clear_peak()
         self.calls.clear()
         self._steps_done = 0
-        for column in self.columns:
+        for column in (*self.columns, *(self.tokens.maps if self.tokens else ())):
             column.restart()
         self._schedule = schedule
+        self._ahead.begin(schedule)
         if schedule is not None:
             # Nothing is known of where it begins: the step behind the plan's last computes and keeps everything.
             self.clock.first, self.clock.step = None, steps
@@ -153,6 +162,8 @@ class Run:
             self.store.renumber(self.clock.steps, self.clock.first)
             self._drop_unread(self.clock.first)
         result = self.injection.after(self.clock.step, result)
+        if self.tokens is not None:
+            self.tokens.end_step(self._branches.names())
         self._steps_done += 1
         finished = self.clock.next_step()
         self._branches.end_step()
@@ -172,6 +183,7 @@ class Run:
             self.gate.restart()
         self._guidance.restart()
         self.injection.clear()
+        self._ahead.begin(None)
         self._schedule = None
 
     def release(self) -> None:
@@ -203,11 +215,15 @@ class Run:
         self._begin_call(leaves, denoiser, name)
         self._record(Call(args, kwargs)).asked += 1
 
-        def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def compute(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             run = Call(args, kwargs)
             self.clock.signature = run.signature
+            self.clock.passes += 1
             self._record(run).count += 1
             return original(*args, **kwargs)
+
+        def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._ahead.answer(compute, args, kwargs)
 
         step = self.clock.step
         branches = self.plan.steps[step].branches if step < len(self.plan.steps) else ALL
@@ -278,7 +294,7 @@ class Run:
         """
         self.clock.passing = True
         try:
-            spent = price(self._denoiser, self.calls, self.columns)
+            spent = price(self._denoiser, self.calls, self.columns, self.tokens.maps if self.tokens else ())
         finally:
             self.clock.passing = False
         # A site that always computes is not wrapped, so nobody counted it.
@@ -296,18 +312,22 @@ class Run:
             spent.macs,
             spent.macs_uncached,
             {shapes: record.count for shapes, record in self.calls.items() if record.count},
+            {column.site.name: column.partial.total() for column in self.columns if column.shares},
+            {column.site.name: column.tokens.total() for column in self.columns if column.shares},
         )
 
     def summary(self) -> str:
         """The report in a few lines."""
         report = self.report()
         computed, served = sum(report.computed.values()), sum(report.served.values())
-        share = computed / max(1, computed + served)
+        partial = sum(report.partial.values())
+        share = computed / max(1, computed + served + partial)
+        for_some = f", {partial} for some tokens" if partial else ""
         ratio = report.macs_uncached / max(1, report.macs)
         return (
             f"plan {self.plan.method!r}: {report.steps} steps, {report.calls} calls of the denoiser in "
             f"{report.seconds:.2f} s\n"
-            f"{computed} site calls computed, {served} served ({share:.0%} computed)\n"
+            f"{computed} site calls computed, {served} served{for_some} ({share:.0%} computed)\n"
             f"{report.macs / 1e9:.2f} GMACs of {report.macs_uncached / 1e9:.2f} uncached ({ratio:.2f} times fewer)\n"
             f"{report.peak_bytes / 2**20:.2f} MiB held at most between steps"
         )

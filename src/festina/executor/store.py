@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +45,7 @@ class Store:
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, str], tuple[Entry, ...]] = {}
+        self._seen: Callable[[Value], Value] | None = None
         self.bytes = 0
         self.peak_bytes = 0
 
@@ -51,7 +53,12 @@ class Store:
         return sum(len(entries) for entries in self._values.values())
 
     def put(self, branch: str, site: str, step: int, value: Value, most: int = 1) -> None:
-        """Keep a value, before the last ones of this site, of which so many stay that there are at most `most`."""
+        """Keep a value, before the last ones of this site, of which so many stay that there are at most `most`.
+
+        Nothing is kept while values are `seen_as` something else.
+        """
+        if self._seen is not None:
+            return
         # First room, then the new value: what is dropped for it was not held at the same time.
         self.trim(branch, site, most - 1)
         entry = Entry(step, value, value_bytes(value))
@@ -59,9 +66,27 @@ class Store:
         self.bytes += entry.bytes
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
+    def renew(self, branch: str, site: str, value: Value, most: int) -> None:
+        """Put another value of the same size in the place of a site's latest one, as of the same step; at most `most`
+        stay."""
+        self.trim(branch, site, most)
+        if most:
+            latest, *others = self._values[branch, site]
+            self._values[branch, site] = (replace(latest, value=value), *others)
+
     def get(self, branch: str, site: str) -> tuple[Entry, ...]:
         """The values of a site, the latest first; () if it has none."""
-        return self._values.get((branch, site), ())
+        entries, seen = self._values.get((branch, site), ()), self._seen
+        return entries if seen is None else tuple(replace(entry, value=seen(entry.value)) for entry in entries)
+
+    @contextmanager
+    def seen_as(self, how: Callable[[Value], Value]) -> Iterator[None]:
+        """Meanwhile every value is read as what becomes of it, which does not count as held."""
+        self._seen = how
+        try:
+            yield
+        finally:
+            self._seen = None
 
     def trim(self, branch: str, site: str, most: int) -> None:
         """Forget all but the latest `most` values of a site."""

@@ -49,16 +49,30 @@
       text: points.map(hover),
       hovertemplate: "%{text}<extra></extra>",
       line: { color: paint, width: 2, dash: kind.line || "solid" },
-      marker: { color: paint, symbol: kind.symbol, size: kind.size, line: { color: paint, width: kind.kind === "seed" ? 1.5 : 0 } },
+      marker: { color: paint, symbol: kind.symbol, size: kind.size, line: { color: paint, width: kind.symbol.endsWith("open") ? 1.5 : 0 } },
       error_y: {
         type: "data",
         symmetric: false,
         array: points.map((point) => point.high - point.reward),
         arrayminus: points.map((point) => point.reward - point.low),
-        color: `${paint}${kind.kind === "seed" ? "55" : "88"}`,
+        color: `${paint}${kind.faint ? "55" : "88"}`,
         thickness: 1.2,
         width: 0,
       },
+    };
+  }
+
+  // A staircase through the runs that no other beats in seconds and reward, where a page has one.
+  function stairs() {
+    const points = axis === "seconds" ? page.line.map((name) => byName.get(name)) : [];
+    return {
+      type: "scatter",
+      meta: "stairs",
+      mode: "lines",
+      x: points.map((point) => point.seconds),
+      y: points.map((point) => point.reward),
+      line: { color: colour("ink"), width: 1.5, shape: "hv" },
+      hoverinfo: "skip",
     };
   }
 
@@ -95,7 +109,7 @@
 
   function draw() {
     // The last trace lies on top: uncached and the front come after seeds.
-    const traces = page.kinds.toReversed().map(trace).filter((one) => one.x.length);
+    const traces = [stairs(), ...page.kinds.toReversed().map(trace)].filter((one) => one.x.length);
     Plotly.react(plot, [...traces, ring()], layout(), { displayModeBar: false, responsive: true });
   }
 

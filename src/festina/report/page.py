@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from festina.plan import COMPUTE, FORECASTS, REUSE, SKIP, Plan
+from festina.plan import COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan
 from festina.report import figures, tables
 from festina.report.headline import Headline, headline
-from festina.report.look import LOOKS
+from festina.report.look import LOOKS, Look
 from festina.report.points import FrontPage, Kind, Point
 from festina.report.schedule import panels
 from festina.strict import write_whole
@@ -45,13 +46,26 @@ def page_html(page: FrontPage) -> str:
         "settings": escape(page.settings),
         "notes": "".join(f"<p>{escape(note)}</p>" for note in page.notes),
         "kind_colours": _colours(),
+    }
+    return assemble(parts, _data(page, best))
+
+
+def assemble(parts: Mapping[str, str], data: Mapping[str, Any]) -> str:
+    """The HTML text of a page of measured runs, with its scripts.
+
+    Args:
+        parts: HTML by the names that `page.html` gives to its gaps: title, model, headline, rows, kinds, columns,
+            hardware, settings, notes, and kind_colours (style sheet).
+        data: what `page.js` reads.
+    """
+    shared = {
         "style": _resource("page.css"),
         "schedule": _resource("schedule.js"),
         "script": _resource("page.js"),
         "plotly": get_plotlyjs(),
-        "data": _script_json(_data(page, best)),
+        "data": _script_json(data),
     }
-    return Template(_resource("page.html")).substitute(parts)
+    return Template(_resource("page.html")).substitute({**parts, **shared})
 
 
 def _resource(name: str) -> str:
@@ -98,16 +112,26 @@ def _data(page: FrontPage, best: Headline) -> dict[str, Any]:
         "prompts": page.prompts,
         "uncached": page.uncached.name,
         "first": first.name,
-        "wide": any(_is_wide(png) for point in page.points for png in point.pictures),
-        "kinds": [
-            {"kind": kind, "label": look.label, "symbol": look.symbol, "size": look.size, "line": look.line}
-            for kind, look in LOOKS.items()
-        ],
+        "wide": any(is_wide(png) for point in page.points for png in point.pictures),
+        "kinds": [kind_data(kind, look, faint=kind == "seed") for kind, look in LOOKS.items()],
+        "line": [],
         "points": [_point_data(point, page.uncached) for point in _in_order(page)],
     }
 
 
-def _is_wide(png: bytes) -> bool:
+def kind_data(kind: str, look: Look, faint: bool) -> dict[str, Any]:
+    """What `page.js` reads of a kind of points; bars of a faint kind stand back."""
+    return {
+        "kind": kind,
+        "label": look.label,
+        "symbol": look.symbol,
+        "size": look.size,
+        "line": look.line,
+        "faint": faint,
+    }
+
+
+def is_wide(png: bytes) -> bool:
     """Whether a picture is twice as wide as it is high, or more, like the frames of a video side by side."""
     # The header of a PNG file has width and height at fixed places.
     width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
@@ -125,9 +149,15 @@ def _point_data(point: Point, uncached: Point) -> dict[str, Any]:
         "low": point.reward_low,
         "high": point.reward_high,
         "figures": _figures(point, uncached),
-        "pictures": [f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" for png in point.pictures],
-        "plan": None if point.plan is None else _plan_data(point.plan),
+        "pictures": [picture_address(png) for png in point.pictures],
+        "plan": None if point.plan is None else plan_data(point.plan),
+        "unplanned": "The untouched sampler: every step computes everything, there is no plan.",
     }
+
+
+def picture_address(png: bytes) -> str:
+    """A PNG file as an address, so that it is part of the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _figures(point: Point, uncached: Point) -> list[tuple[str, str, str, str]]:
@@ -144,7 +174,8 @@ def _figures(point: Point, uncached: Point) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _plan_data(plan: Plan) -> dict[str, Any]:
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """What `schedule.js` reads of a plan."""
     shown = panels(plan)
     text = "".join(row for panel in shown for row in panel.rows)
     counts = {
@@ -152,6 +183,8 @@ def _plan_data(plan: Plan) -> dict[str, Any]:
         "reuse": text.count(REUSE),
         "forecast": sum(text.count(order) for order in FORECASTS),
         "skip": text.count(SKIP),
+        "gate": text.count(GATED),
+        "tokens": text.count(PARTIAL),
     }
     return {
         "json": plan.to_json(),

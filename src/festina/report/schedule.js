@@ -2,9 +2,10 @@
 // Draws a plan's schedule as one heat map per component kind; called by the page's script for every chosen point.
 const festinaSchedule = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const NAMES = { C: "compute", R: "reuse", S: "skip" };
+  const NAMES = { C: "compute", R: "reuse", S: "skip", G: "gate", T: "tokens" };
   const nameOf = (action) => NAMES[action] ?? "forecast";
-  const wordsOf = (action) => NAMES[action] ?? `forecast of order ${action}`;
+  const WORDS = { ...NAMES, G: "the gate decides", T: "compute some tokens" };
+  const wordsOf = (action) => WORDS[action] ?? `forecast of order ${action}`;
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
   function make(tag, text, marks = {}) {
@@ -109,7 +110,7 @@ const festinaSchedule = (() => {
     const { plan } = point;
     document.getElementById("schedule").hidden = plan === null;
     document.getElementById("cell").textContent = "";
-    const note = plan === null ? "The untouched sampler: every step computes everything, there is no plan."
+    const note = plan === null ? point.unplanned
       : `What runs in ${plan.denoiser}, made by ${plan.method}.`;
     document.getElementById("schedule-note").textContent = note;
     const shown = plan === null ? [] : Object.entries(plan.counts).filter(([, count]) => count > 0);

@@ -38,8 +38,13 @@ def row(point: Point) -> tuple[str, ...]:
 
 def markdown_table(points: Sequence[Point]) -> str:
     """The points as a markdown table, in the order given, names to the left and figures to the right."""
-    rules = (":--", *("--:" for _ in COLUMNS[1:]))
-    lines = [COLUMNS, rules, *(tuple(_markdown(cell) for cell in row(point)) for point in points)]
+    return markdown(COLUMNS, [row(point) for point in points])
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table, the first column to the left and the others to the right; cells are shown literally."""
+    rules = (":--", *("--:" for _ in columns[1:]))
+    lines = [columns, rules, *([_markdown(cell) for cell in cells] for cells in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

@@ -16,9 +16,11 @@ from festina.sites.tree import Site as Site
 from festina.sites.tree import Tree as Tree
 from festina.sites.tree import block_sites as block_sites
 from festina.sites.tree import component_sites as component_sites
+from festina.sites.tree import entry_site as entry_site
 from festina.sites.tree import find_denoiser as find_denoiser
 from festina.sites.tree import region_sites as region_sites
 from festina.sites.tree import resolve as resolve
 from festina.sites.tree import sampler_of as sampler_of
+from festina.sites.tree import self_attentions as self_attentions
 from festina.sites.tree import site_modules as site_modules
 from festina.sites.tree import site_tree as site_tree

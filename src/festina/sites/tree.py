@@ -9,11 +9,16 @@ from torch import nn
 
 from festina.errors import FestinaError
 from festina.names import FEATURE, OUTPUT, RESIDUAL, SiteName, parse
-from festina.sites.discovery import Block
+from festina.sites.discovery import SELF, Block
 from festina.sites.rows import blocks_of
 
 BLOCK, REGION = "block", "region"
 """Roles of sites that are no component; those of components are in `festina.sites.discovery`."""
+
+
+ENTRY = "conv_in"
+"""The layer through which the latents come into a U-Net of diffusers. What it returns is the first skip connection too,
+so that a U-Net that is served this and all regions on the way down makes nothing of the present latents."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,12 @@ class Tree:
     Attributes:
         blocks: blocks with their components, and components that stand alone, in the order of their definition.
         regions: paths of a U-Net's levels in execution order; () for a transformer.
+        entry: path of the layer that takes the latents into a U-Net; "" where there is none.
     """
 
     blocks: tuple[Block, ...]
     regions: tuple[str, ...]
+    entry: str
 
 
 def site_tree(denoiser: nn.Module) -> Tree:
@@ -73,7 +80,9 @@ def site_tree(denoiser: nn.Module) -> Tree:
     Raises:
         FestinaError: nothing was found, or a row does not fit.
     """
-    return Tree(blocks_of(denoiser), tuple(_regions(denoiser)))
+    regions = tuple(_regions(denoiser))
+    has_entry = bool(regions) and isinstance(getattr(denoiser, ENTRY, None), nn.Module)
+    return Tree(blocks_of(denoiser), regions, ENTRY if has_entry else "")
 
 
 def component_sites(denoiser: nn.Module) -> tuple[Site, ...]:
@@ -91,6 +100,27 @@ def region_sites(denoiser: nn.Module) -> tuple[Site, ...]:
     return tuple(_run_site(parse(f"{path}:{FEATURE}"), (path,), REGION) for path in _regions(denoiser))
 
 
+def entry_site(denoiser: nn.Module) -> Site:
+    """The feature site of the layer that takes the latents into a U-Net. It is no region, and none of `region_sites`.
+
+    Raises:
+        FestinaError: this denoiser is no U-Net with such a layer.
+    """
+    tree = site_tree(denoiser)
+    if not tree.entry:
+        raise FestinaError(f"{type(denoiser).__name__} is no U-Net whose latents come in through one layer, {ENTRY!r}.")
+    return _run_site(parse(f"{tree.entry}:{FEATURE}"), (tree.entry,), REGION)
+
+
+def self_attentions(denoiser: nn.Module) -> dict[str, Site]:
+    """The first self-attention of each block that has one, by path of the block. Raises like `site_tree`."""
+    found: dict[str, Site] = {}
+    for site in component_sites(denoiser):
+        if site.role == SELF:
+            found.setdefault(site.block, site)
+    return found
+
+
 def resolve(denoiser: nn.Module, names: tuple[str, ...]) -> tuple[Site, ...]:
     """The sites of these names.
 
@@ -103,7 +133,7 @@ def resolve(denoiser: nn.Module, names: tuple[str, ...]) -> tuple[Site, ...]:
     found: list[Site] = []
     missing: list[str] = []
     for name in names:
-        site = known.get(name) or _spanning(parse(name), blocks, tree.regions)
+        site = known.get(name) or _spanning(parse(name), blocks, tree)
         if site is None:
             missing.append(name)
         else:
@@ -165,14 +195,16 @@ def _run_site(name: SiteName, paths: tuple[str, ...], role: str, streams: tuple[
     return Site(name.text, name.kind, paths, stack, paths[0], "", role, streams)
 
 
-def _spanning(name: SiteName, blocks: dict[str, Block], regions: tuple[str, ...]) -> Site | None:
-    """The site of a block, a region or a run of either."""
+def _spanning(name: SiteName, blocks: dict[str, Block], tree: Tree) -> Site | None:
+    """The site of a block, a region or a run of either, or of what comes before the regions."""
     if name.kind == OUTPUT:
         return None
     if name.kind == FEATURE:
-        if name.first not in regions or name.last not in regions:
+        if tree.entry and name.first == name.last == tree.entry:
+            return _run_site(name, (tree.entry,), REGION)
+        if name.first not in tree.regions or name.last not in tree.regions:
             return None
-        span = regions[regions.index(name.first) : regions.index(name.last) + 1]
+        span = tree.regions[tree.regions.index(name.first) : tree.regions.index(name.last) + 1]
         return _run_site(name, span, REGION) if span else None
     stack, _, first = name.first.rpartition(".")
     last = name.last.rpartition(".")[2]

@@ -1,0 +1,214 @@
+"""What a benchmark compares: ways to run one pipeline, each made from a method's knobs, a plan, or another library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from festina.benchmark.catalogue import Calibrate, Entry
+from festina.errors import FestinaError
+from festina.executor import Run, accelerate
+from festina.peers import Peer, calibrated, peers_for, running
+from festina.plan import Plan
+from festina.strict import plain
+
+Kind = Literal["uncached", "fewer-steps", "method", "plan", "peer"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The untouched sampler, the same with fewer steps, a plan of a published method, any other plan, another library."""
+
+UNCACHED = "uncached"
+
+SHARES_OF_STEPS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Numbers of steps of the untouched sampler, as shares of all: close enough to go from one to the next in a line."""
+
+FEWEST_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the pipeline.
+
+    Attributes:
+        name: unique in its benchmark.
+        kind: one of `KINDS`.
+        group: what it is shown under: the method's name, the kind, or the library's name.
+        steps: sampling steps.
+        settings: knobs of the method, JSON values by name.
+        plan: the plan it runs; None for the untouched sampler and for peers.
+        peer: another library's acceleration; None for all others.
+    """
+
+    name: str
+    kind: Kind
+    group: str
+    steps: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    plan: Plan | None = None
+    peer: Peer | None = None
+
+    @property
+    def key(self) -> str:
+        """What decides its pictures: two variants with one key run alike."""
+        if self.peer is not None:
+            knobs = json.dumps(self.settings, sort_keys=True)
+            return f"{self.peer.package} {self.peer.version} {self.peer.name} {knobs} at {self.steps} steps"
+        if self.plan is None or computes_everything(self.plan):
+            return f"untouched at {self.steps} steps"
+        return self.plan.key()
+
+    @contextmanager
+    def running(self, pipe: Any) -> Iterator[Run | None]:
+        """A context in which the pipeline runs this way; yields the run if it has a plan.
+
+        Raises:
+            FestinaError: the plan does not fit the pipeline, or the other library refuses it or breaks.
+        """
+        if self.peer is not None:
+            with running(pipe, self.peer):
+                yield None
+        elif self.plan is None:
+            yield None
+        else:
+            with accelerate(pipe, self.plan) as run:
+                yield run
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A way to run the pipeline that did not work, and why; a method as a whole where no setting of it was tried."""
+
+    name: str
+    group: str
+    settings: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Alike:
+    """A way to run the pipeline that is the same as another one and was not run again."""
+
+    name: str
+    group: str
+    settings: Mapping[str, Any]
+    same_as: str
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """All that takes part, and what does not.
+
+    Attributes:
+        variants: what runs, each once; the first is the untouched sampler.
+        alike: what runs as one of these does.
+        failed: what could not be made.
+    """
+
+    variants: tuple[Variant, ...]
+    alike: tuple[Alike, ...]
+    failed: tuple[Failed, ...]
+
+
+def computes_everything(plan: Plan) -> bool:
+    """Whether a plan changes nothing: every site computes in every step, in every branch of guidance."""
+    return plan.key() == Plan.computing_all(plan.denoiser, plan.sites, len(plan.steps)).key()
+
+
+def untouched(steps: int) -> tuple[Variant, ...]:
+    """The untouched sampler, and the same with fewer steps."""
+    counts = sorted({round(share * steps) for share in SHARES_OF_STEPS})
+    fewer = [count for count in counts if FEWEST_STEPS <= count < steps]
+    return (
+        Variant(UNCACHED, "uncached", UNCACHED, steps),
+        *(Variant(f"{count} steps", "fewer-steps", "fewer steps", count) for count in fewer),
+    )
+
+
+def of_entry(pipe: Any, entry: Entry, steps: int, calibrate: Calibrate) -> list[Variant | Failed]:
+    """The variants of a method over its range of knobs; where a plan cannot be made, the reason.
+
+    A method that fails in the same way whatever its knobs are is listed once.
+    """
+    found: list[Variant | Failed] = []
+    for knobs in entry.settings(steps):
+        name = named(entry.method, knobs)
+        try:
+            plan = entry.make(pipe, steps, knobs, calibrate() if entry.needs_calibration else None)
+            found.append(Variant(name, "method", entry.method, len(plan.steps), plan.settings, plan))
+        except FestinaError as error:
+            found.append(Failed(name, entry.method, dict(knobs), str(error)))
+    reasons = {each.reason for each in found if isinstance(each, Failed)}
+    if len(found) > 1 and len(reasons) == 1 and all(isinstance(each, Failed) for each in found):
+        return [Failed(entry.method, entry.method, {}, reasons.pop())]
+    return found
+
+
+def of_plans(plans: Sequence[tuple[str, Plan]], steps: int) -> list[Variant | Failed]:
+    """Plans by their names; one of another number of steps takes no part."""
+    found: list[Variant | Failed] = []
+    for name, plan in plans:
+        count = len(plan.steps)
+        reason = f"it has {count} steps, the benchmark {steps}; see `festina plan convert PLAN --steps {steps}`."
+        found.append(
+            Variant(name, "plan", "plans", steps, {"method": plan.method}, plan)
+            if count == steps
+            else Failed(name, "plans", {}, reason)
+        )
+    return found
+
+
+def of_peers(pipe: Any, steps: int, render: Callable[[], object]) -> list[Variant | Failed]:
+    """The accelerations of other libraries that there are for a pipeline.
+
+    Args:
+        pipe: the pipeline.
+        steps: sampling steps.
+        render: draws a picture in so many steps, for what has to be measured first.
+    """
+    found: list[Variant | Failed] = []
+    for peer in peers_for(pipe, steps):
+        name = f"{peer.package} {peer.label}"
+        try:
+            ready = calibrated(pipe, peer, render)
+        except FestinaError as error:
+            found.append(Failed(name, peer.package, plain(peer.knobs), str(error)))
+        else:
+            found.append(Variant(name, "peer", peer.package, steps, plain(ready.knobs), peer=ready))
+    return found
+
+
+def lineup(found: Iterable[Variant | Failed]) -> Lineup:
+    """Put together what runs: each key once.
+
+    Raises:
+        FestinaError: two variants have one name.
+    """
+    first: dict[str, Variant] = {}
+    alike, failed = [], []
+    names: set[str] = set()
+    for each in found:
+        if each.name in names:
+            raise FestinaError(f"two runs are called {each.name!r}; rename one of the plan files.")
+        names.add(each.name)
+        if isinstance(each, Failed):
+            failed.append(each)
+        elif each.key in first:
+            alike.append(Alike(each.name, each.group, each.settings, first[each.key].name))
+        else:
+            first[each.key] = each
+    return Lineup(tuple(first.values()), tuple(alike), tuple(failed))
+
+
+def named(method: str, knobs: Mapping[str, Any]) -> str:
+    """A method with its knobs, as "fora interval=3"."""
+    return " ".join([method, *(f"{knob}={_short(value)}" for knob, value in knobs.items())])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return "/".join(_short(each) for each in value.values())
+    return "-".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)

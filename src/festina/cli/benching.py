@@ -1,0 +1,146 @@
+"""`festina bench`: every method over its range of knobs on one model, beside the untouched sampler with fewer steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from festina.errors import FestinaError
+from festina.plan import Plan
+from festina.strict import write_whole
+
+if TYPE_CHECKING:
+    from festina.benchmark.results import Benchmark
+    from festina.zoo.shipped import Shipped
+
+SHIPPED_IMAGES, SHIPPED_SEED = 128, 400
+"""Captions that a pipeline that ships draws if nothing is said, and the seed they are drawn by: none of a search's."""
+
+CALIBRATION_IMAGES, CALIBRATION_SEED = 8, 300
+"""Prompts that methods are calibrated on if nothing is said, and the seed of those of a pipeline that ships."""
+
+
+def bench_command(
+    model: Annotated[str, typer.Argument(help="Local folder, Hub id, or a pipeline that ships, such as 'scenes'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark; the same folder goes on with it.")],
+    methods: Annotated[str, typer.Option(help="all, or names of methods with commas between them.")] = "all",
+    plans: Annotated[
+        list[str] | None,
+        typer.Option(help="A plan file, or a folder of them, that takes part too; can be given several times."),
+    ] = None,
+    peers: Annotated[bool, typer.Option(help="Whether the caches of other installed libraries take part.")] = True,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, one prompt per line. Not needed for what ships.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Text file of other prompts, for methods that calibrate. Not needed for what ships."),
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Draw only so many prompts, one picture each.", min=2)] = None,
+    calibration_images: Annotated[int, typer.Option(help="Calibrate on at most so many prompts.", min=1)] = (
+        CALIBRATION_IMAGES
+    ),
+    rounds: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="Sampling steps.", min=2)] = 20,
+    guidance: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 4.5,
+    batch: Annotated[int, typer.Option(help="Pictures per call.", min=1)] = 16,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="judge, video-judge or clip:MODEL, as for a search; what ships has its judge."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Measure published methods over their knobs, plans and other libraries on one model, in one run.
+
+    Beside each stands the untouched sampler with fewer steps at the same seconds. Ctrl-C at any time; the same command
+    goes on where it was.
+    """
+    from festina.benchmark.catalogue import entries_named
+    from festina.benchmark.session import Job, run_benchmark
+    from festina.cli.searching import fidelity_of, load_reward, showing_progress
+    from festina.zoo import call_arguments, load
+    from festina.zoo.shipped import shipped
+
+    ours = shipped(model)
+    entries = entries_named(methods)
+    drawn, other = _prompts(ours, prompts, calibration, images, calibration_images)
+    named = _plans(model if ours else None, plans or [])
+    judged_by = load_reward(reward or ("judge" if ours else None), device, model)
+    pipe = load(model, device)
+    call = call_arguments(pipe)
+    job = Job(model, drawn, other, entries, steps, guidance, batch, call, named, peers, rounds)
+    with showing_progress() as told:
+        found = run_benchmark(pipe, job, judged_by, out, fidelity_of(model, drawn, device), told)
+    write_all(found, out)
+
+
+def write_all(found: Benchmark, out: Path) -> None:
+    """Write `bench.json`, `bench.md`, `bench.html` and `bench.png`, and print the table and the front."""
+    from festina.benchmark.page import write_page
+    from festina.benchmark.plot import write_plot
+    from festina.benchmark.record import front_lines, terminal_table, to_json, to_markdown
+
+    write_whole(out / "bench.json", to_json(found))
+    write_whole(out / "bench.md", to_markdown(found))
+    write_page(found, out / "bench.html")
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(terminal_table(found))
+    for each in found.failed:
+        console.print(f"not run: {each.name}: {each.reason}", style="dim", markup=False, highlight=False)
+    console.print("On the front of seconds and reward:")
+    for line in front_lines(found):
+        console.print(f"  {line}", markup=False, highlight=False)
+    for note in found.notes:
+        console.print(note, style="dim", markup=False, highlight=False)
+    console.print(f"Page: {out / 'bench.html'}   figures: {out / 'bench.json'}, {out / 'bench.md'}", soft_wrap=True)
+    try:
+        write_plot(found, out / "bench.png")
+    except FestinaError as error:
+        console.print(f"[dim]no bench.png: {error}[/]")
+
+
+def _prompts(
+    ours: Shipped | None, prompts: Path | None, calibration: Path | None, images: int | None, calibrated: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is drawn, and what methods are calibrated on."""
+    from festina.cli.searching import read_prompts
+
+    if prompts is None:
+        if ours is None:
+            raise FestinaError("no prompts; give --prompts FILE with one per line (about 100 that are like your own).")
+        if calibration is not None:
+            raise FestinaError("--calibration without --prompts; give both or, for a pipeline that ships, neither.")
+        drawn = ours.captions(images or SHIPPED_IMAGES, SHIPPED_SEED)
+        return drawn, ours.captions(calibrated, CALIBRATION_SEED, drawn)
+    lines = read_prompts(prompts)
+    if calibration is not None:
+        return lines[:images], read_prompts(calibration)[:calibrated]
+    # Without a second file the last ones calibrate: no more than a quarter, and none that are drawn.
+    count = min(calibrated, len(lines) // 4)
+    if count == 0:
+        raise FestinaError(f"{prompts} has {len(lines)} prompts; give at least 4, or a second file by --calibration.")
+    return lines[:-count][:images], lines[-count:]
+
+
+def _plans(ours: str | None, given: list[str]) -> tuple[tuple[str, Plan], ...]:
+    """Plans by a short name: those that ship for the model, and those that are given."""
+    from festina.cli.pictures import load_plan
+    from festina.zoo.loading import WEIGHTS
+
+    names = (
+        [] if ours is None else [f"{ours}/{path.stem}" for path in sorted((WEIGHTS / ours / "plans").glob("*.json"))]
+    )
+    found = [(name, load_plan(name)) for name in names]
+    for text in given:
+        folder = Path(text)
+        if folder.is_dir():
+            files = sorted(folder.glob("*.json"))
+            if not files:
+                raise FestinaError(f"{folder} holds no plan files (*.json).")
+            found += [(f"{folder.name}/{file.stem}", Plan.load(file)) for file in files]
+        elif text not in names:
+            found.append((folder.stem if folder.exists() else text, load_plan(text)))
+    return tuple(found)

@@ -1,0 +1,120 @@
+"""The methods that a benchmark tries: all there are, each with settings that make plans."""
+
+import inspect
+
+import pytest
+from denoisers.unets_image import unet_2d_condition
+from tiny import PROMPT, flux_transformer, pixart_pipeline
+
+from festina import FestinaError, Plan, methods
+from festina.benchmark.catalogue import CATALOGUE, Entry, entries_named
+from festina.benchmark.variants import Failed, Variant, of_entry, of_plans, untouched
+from festina.calibration import calibrate
+
+STEPS = 10
+CALL = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20, "height": 16, "width": 16}
+OF_UNETS = ("deepcache", "faster_diffusion")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """A transformer of as many blocks as `scenes` has."""
+    return pixart_pipeline(8)
+
+
+@pytest.fixture(scope="module")
+def calibration(pipe):
+    return calibrate(pipe, [PROMPT], STEPS, guidance=4.5, call=CALL)
+
+
+def test_every_method_takes_part():
+    made = {
+        name
+        for name in methods.__all__
+        if inspect.signature(getattr(methods, name)).return_annotation in (Plan, "Plan")
+    }
+    assert {entry.method for entry in CATALOGUE} == made
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.method)
+def test_every_setting_makes_a_plan(entry, pipe, calibration):
+    denoiser = unet_2d_condition() if entry.method in OF_UNETS else pipe
+    found = of_entry(denoiser, entry, STEPS, lambda: calibration)
+    assert not [each.reason for each in found if isinstance(each, Failed)]
+    assert len(found) >= 3
+    assert len({each.name for each in found}) == len(found)
+    for each in found:
+        assert (each.kind, each.group, each.steps) == ("method", entry.method, STEPS)
+        assert each.name.startswith(f"{entry.method} ")
+        assert each.settings == each.plan.settings
+        assert each.key == each.plan.key()
+
+
+def test_thresholds_and_intervals_are_those_of_the_name(pipe, calibration):
+    """A knob that did not arrive would leave plans that differ by their names only."""
+    for entry in CATALOGUE:
+        if entry.method in (*OF_UNETS, "smoothcache", "magcache", "cachequant"):
+            continue
+        found = of_entry(pipe, entry, STEPS, lambda: calibration)
+        assert len({each.key for each in found}) == len(found), entry.method
+
+
+@pytest.mark.parametrize("steps", [2, 4, 20, 50])
+def test_settings_fit_the_number_of_steps(steps):
+    for entry in CATALOGUE:
+        for knobs in entry.settings(steps):
+            assert knobs.get("interval", 0) < steps
+            assert knobs.get("gate_step", 1) <= steps
+
+
+def test_what_fails_for_one_reason_is_listed_once(pipe):
+    (deepcache,) = entries_named("deepcache")
+    (failed,) = of_entry(pipe, deepcache, STEPS, lambda: None)
+    assert (failed.name, failed.group) == ("deepcache", "deepcache")
+    assert "wanted a U-Net" in failed.reason
+
+
+def test_what_fails_for_several_reasons_is_listed_with_each():
+    def refuse(pipe, steps, knobs, calibration):
+        if knobs["n"] == 0:
+            return Plan.computing_all("A", ["b.0.ff"], steps)
+        raise FestinaError(f"not {knobs['n']}")
+
+    def n(*values):
+        return lambda steps: tuple({"n": value} for value in values)
+
+    found = of_entry(None, Entry("m", n(1, 0), refuse), 3, lambda: None)
+    assert [type(each) for each in found] == [Failed, Variant]
+    found = of_entry(None, Entry("m", n(1, 2), refuse), 3, lambda: None)
+    assert [(each.name, each.reason) for each in found] == [("m n=1", "not 1"), ("m n=2", "not 2")]
+
+
+def test_methods_of_cross_attention_do_not_take_joint_attention():
+    (failed,) = of_entry(flux_transformer(), *entries_named("tgate"), STEPS, lambda: None)
+    assert "cross-attention" in failed.reason
+    found = of_entry(flux_transformer(), *entries_named("pab"), STEPS, lambda: None)
+    assert all(set(each.settings["ranges"]) == {"spatial"} for each in found)
+
+
+def test_names_choose_entries():
+    assert entries_named("all") == CATALOGUE
+    assert [entry.method for entry in entries_named("tgate, fora")] == ["fora", "tgate"]
+    with pytest.raises(FestinaError, match="no such method: foura; wanted 'all', or some of fora, taylorseer"):
+        entries_named("fora,foura")
+    with pytest.raises(FestinaError, match="no method"):
+        entries_named(" , ")
+
+
+def test_fewer_steps_go_from_few_to_nearly_all():
+    first, *fewer = untouched(20)
+    assert (first.name, first.kind, first.steps) == ("uncached", "uncached", 20)
+    assert [each.steps for each in fewer] == [2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18]
+    assert [each.steps for each in untouched(3)] == [3, 2]
+    assert [each.steps for each in untouched(2)] == [2]
+
+
+def test_plans_of_another_number_of_steps_take_no_part():
+    plan = Plan.computing_all("A", ["b.0.ff"], 4)
+    good, bad = of_plans((("a", plan), ("b", plan.resample(5))), 4)
+    assert (good.name, good.kind, good.plan) == ("a", "plan", plan)
+    assert bad.reason == "it has 5 steps, the benchmark 4; see `festina plan convert PLAN --steps 4`."
