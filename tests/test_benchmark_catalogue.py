@@ -11,7 +11,7 @@ from festina.benchmark.catalogue import CATALOGUE, Entry, entries_named
 from festina.benchmark.variants import Failed, Variant, of_entry, of_plans, untouched
 from festina.calibration import calibrate
 
-STEPS = 10
+STEPS = 20
 CALL = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20, "height": 16, "width": 16}
 OF_UNETS = ("deepcache", "faster_diffusion")
 
@@ -87,6 +87,11 @@ def test_what_fails_for_several_reasons_is_listed_with_each():
     assert [type(each) for each in found] == [Failed, Variant]
     found = of_entry(None, Entry("m", n(1, 2), refuse), 3, lambda: None)
     assert [(each.name, each.reason) for each in found] == [("m n=1", "not 1"), ("m n=2", "not 2")]
+
+
+def test_what_has_no_setting_for_so_few_steps_is_listed(pipe):
+    (failed,) = of_entry(pipe, *entries_named("fora"), 2, lambda: None)
+    assert (failed.name, failed.reason) == ("fora", "none of its settings is for runs of 2 steps.")
 
 
 def test_methods_of_cross_attention_do_not_take_joint_attention():

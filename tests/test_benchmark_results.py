@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,3 +291,11 @@ def test_fields_of_figures_are_in_the_record(found):
     run = json.loads(record.to_json(found))["runs"][0]
     left_out = {"plan", "scores", "error"}
     assert {field.name for field in fields(Figures)} - left_out <= set(run)
+
+
+def test_the_page_of_benchmarks_explains_every_key(found):
+    page = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(\w+)`", page.partition("### bench.json")[2].partition("\n## ")[0]))
+    data = json.loads(record.to_json(found))
+    wanted = {*data, *data["runs"][0], *data["runs"][3]["same_seconds"], "same_as", "reason"}
+    assert wanted <= told

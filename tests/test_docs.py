@@ -137,7 +137,7 @@ def shown_default(option) -> str:
     if option.required:
         return "required"
     if option.is_flag:
-        return "off"
+        return "on" if option.default else "off"
     value = option.default
     return "none" if value is None else str(getattr(value, "value", value))
 

@@ -144,7 +144,7 @@ def unet(scheduler):
     return tiny.build(), lambda pipe: tiny.output(pipe(**tiny.call(STEPS, 1))).clone()
 
 
-DEEP, SHALLOW = "mid_block.resnets.0", "up_blocks.3.resnets.2"
+DEEP, SHALLOW = "mid_block.resnets.0.conv1", "up_blocks.3.resnets.2.conv1"
 
 
 @pytest.mark.parametrize(
@@ -165,16 +165,19 @@ def test_deepcache_between_levels_is_a_cut_at_the_same_place(branch, site, inter
 
 
 def test_deepcache_within_a_level_is_no_plan():
-    """Branch 0, its usual one, runs one layer of the last level only. A plan serves whole levels."""
+    """Branch 0, its usual one, runs one layer of the last level only and serves what the layer before returned. A plan
+    serves whole levels; the cut nearest to it runs the last level as a whole, and gives something else."""
     pytest.importorskip("DeepCache")
     pipe, render = unet("ddim")
     knobs = {"cache_interval": 2, "cache_branch_id": 0}
-    paths = ("up_blocks.3.resnets.1", SHALLOW, "down_blocks.0.resnets.0")
-    _, ran = by_peer(pipe, render, "DeepCache", knobs, *paths)
+    before, first = "up_blocks.3.resnets.1.conv1", "down_blocks.0.resnets.0.conv1"
+    theirs, ran = by_peer(pipe, render, "DeepCache", knobs, before, SHALLOW, first)
     seldom = list(range(0, STEPS, 2))
-    assert ran == {paths[0]: seldom, SHALLOW: list(range(STEPS)), paths[2]: seldom}
+    assert ran == {before: seldom, SHALLOW: list(range(STEPS)), first: seldom}
     with pytest.raises(FestinaError, match="sites are not in this UNet2DConditionModel"):
-        by_plan(pipe, render, plan_of(pipe, {"down_blocks.0.resnets.0..up_blocks.3.resnets.1:feature": "CR" * 5}))
+        by_plan(pipe, render, plan_of(pipe, {"up_blocks.3.attentions.1:feature": "CR" * 5}))
+    nearest, _ = by_plan(pipe, render, plan_of(pipe, {"down_blocks.1..up_blocks.2:feature": "CR" * 5}))
+    differ(theirs, nearest)
 
 
 def test_deepcache_takes_a_repeated_time_step_for_one_step():
@@ -198,7 +201,7 @@ def test_deepcache_wants_the_time_step_by_its_place():
     pipe, _ = unet("ddim")
     inputs = {"sample": torch.zeros(1, 4, 4, 4), "timestep": torch.tensor(1), "encoder_hidden_states": torch.zeros(1)}
     with (
-        pytest.raises(PeerError, match="DeepCache .* broke during a run: IndexError"),
+        pytest.raises(PeerError, match=r"DeepCache .* broke during a run: IndexError"),
         running(pipe, peer_named("DeepCache", {"cache_interval": 2, "cache_branch_id": 0})),
     ):
         pipe.unet(**inputs)

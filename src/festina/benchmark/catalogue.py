@@ -101,6 +101,10 @@ def _make_tgate(pipe: Any, steps: int, knobs: Knobs, calibration: Any) -> Plan:
     return methods.tgate(pipe, steps, knobs["gate_step"], knobs["self_interval"])
 
 
+def _step_mask(steps: int) -> tuple[Knobs, ...]:
+    return tuple({"warm_up": max(1, steps // 4), "interval": n, "first": 1} for n in (2, 3, 4, 6) if n < steps)
+
+
 def _make_step_mask(pipe: Any, steps: int, knobs: Knobs, calibration: Any) -> Plan:
     """A warm-up, then one computed step in so many."""
     warm_up = knobs["warm_up"]
@@ -188,7 +192,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "step_mask",
-        lambda steps: tuple({"warm_up": max(1, steps // 4), "interval": n, "first": 1} for n in (2, 3, 4, 6)),
+        _step_mask,
         _make_step_mask,
     ),
     Entry(

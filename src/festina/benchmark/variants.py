@@ -139,6 +139,8 @@ def of_entry(pipe: Any, entry: Entry, steps: int, calibrate: Calibrate) -> list[
             found.append(Variant(name, "method", entry.method, len(plan.steps), plan.settings, plan))
         except FestinaError as error:
             found.append(Failed(name, entry.method, dict(knobs), str(error)))
+    if not found:
+        return [Failed(entry.method, entry.method, {}, f"none of its settings is for runs of {steps} steps.")]
     reasons = {each.reason for each in found if isinstance(each, Failed)}
     if len(found) > 1 and len(reasons) == 1 and all(isinstance(each, Failed) for each in found):
         return [Failed(entry.method, entry.method, {}, reasons.pop())]

@@ -327,8 +327,8 @@ def _columns(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
         runnable += PARTIAL if site.role in BY_TOKEN else ""
         if unknown := set(actions) - set(runnable):
             raise FestinaError(
-                f"{site.name}: a site of the kind {site.kind!r} that is a {site.role} cannot run the actions "
-                f"{sorted(unknown)}, only {runnable!r}."
+                f"{site.name}: a site of the kind {site.kind!r} cannot run the actions {sorted(unknown)}, only "
+                f"{runnable!r}; it is a {site.role}."
             )
         most = tuple(held[:, index].tolist())
         shares = tuple(step.shares[index] if step.shares else 0.0 for step in plan.steps) if PARTIAL in actions else ()

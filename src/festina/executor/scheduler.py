@@ -143,7 +143,10 @@ def beginning_midway(link: Link, scheduler: Any) -> Listening:
 def ending_step(link: Link, scheduler: Any) -> Listening:
     """`step` that ends a step of the run, and the run itself if it fails."""
     parameters = list(inspect.signature(scheduler.step).parameters)
-    places = {name: parameters.index(name) for name in ("timestep", "sample") if name in parameters}
+    places: dict[str, int] = {}
+    for name in ("timestep", "sample"):
+        if name in parameters:
+            places[name] = parameters.index(name)
 
     def given(name: str, usual: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = places.get(name, usual)

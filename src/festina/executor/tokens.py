@@ -164,7 +164,8 @@ class TokenRun:
         if self.tokens.choice == RANDOM:
             seed = zlib.crc32(f"{self.tokens.seed} {self.clock.step} {site.block}".encode())
             scores = torch.rand(tokens, generator=torch.Generator().manual_seed(seed))
-            return scores.to(value.device).expand(rows, tokens)
+            # Drawn on the host, so that all devices choose alike; nobody waits for the copy.
+            return scores.to(value.device, non_blocking=True).expand(rows, tokens)
         visit = key.removeprefix(site.name)
         kept = self.store.get(self.clock.branch, f"{_ATTENDED} {self._attention_of[site.name]}{visit}")
         if not kept:

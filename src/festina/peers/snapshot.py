@@ -6,6 +6,7 @@ everything off again. A snapshot from before tells what they touched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,7 @@ class Snapshot:
         self.pipe = pipe
         self.denoisers = denoisers_of(pipe)
         self.before = self._state()
+        self.order = {path: list(owner._modules) for path, owner in self._modules()}
 
     def touched(self) -> set[Key]:
         """What is other than it was."""
@@ -44,7 +46,8 @@ class Snapshot:
 
         Returns:
             the names of what was left and could change results: not a bound method or a value that the class has
-            anyway, and not a registry of hooks without hooks.
+            anyway, and not a registry of hooks without hooks; and modules whose children stood in another order, by
+            which sites are found.
         """
         left, owners = [], self._owners()
         for key in sorted(touched):
@@ -59,7 +62,21 @@ class Snapshot:
             if module or was is not _MISSING or not _harmless(owner, name, now):
                 left.append(f"{path}.{name}" if path else name)
             _put(owner, held, name, was)
-        return tuple(left)
+        return (*left, *self._reordered())
+
+    def _reordered(self) -> Iterator[str]:
+        """Bring the children of modules into the order they had; says of which."""
+        for path, owner in self._modules():
+            known = [name for name in self.order.get(path, []) if name in owner._modules]
+            if known != [name for name in owner._modules if name in known]:
+                for name in [*known, *(name for name in owner._modules if name not in known)]:
+                    owner._modules[name] = owner._modules.pop(name)
+                yield f"order of the modules in {path}"
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        for path, owner in self._owners().items():
+            if isinstance(owner, nn.Module):
+                yield path, owner
 
     def _owners(self) -> dict[str, Any]:
         owners: dict[str, Any] = {}
@@ -74,8 +91,8 @@ class Snapshot:
         state: dict[Key, Any] = {}
         for path, owner in self._owners().items():
             state.update({(path, name, False): value for name, value in vars(owner).items()})
-            if isinstance(owner, nn.Module):
-                state.update({(path, name, True): value for name, value in owner._modules.items()})
+        for path, owner in self._modules():
+            state.update({(path, name, True): value for name, value in owner._modules.items()})
         return state
 
     def _get(self, state: dict[Key, Any], key: Key) -> Any:
