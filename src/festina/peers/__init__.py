@@ -5,8 +5,8 @@ them and takes it off again, `audit(pipe, peer, render)` finds out whether that 
 Nothing else in Festina needs a peer. See docs/peers.md for what agrees with Festina's own methods and what does not.
 """
 
-from festina.peers.audit import Audit, audit
+from festina.peers.auditing import Audit, audit
 from festina.peers.peer import Peer, PeerError
-from festina.peers.running import Running, calibrated, peer_named, peers_for, running
+from festina.peers.switching import Running, calibrated, peer_named, peers_for, running
 
 __all__ = ["Audit", "Peer", "PeerError", "Running", "audit", "calibrated", "peer_named", "peers_for", "running"]

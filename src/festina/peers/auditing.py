@@ -11,7 +11,7 @@ from torch import Tensor
 
 from festina.executor.attach import denoisers_of
 from festina.peers.peer import Peer
-from festina.peers.running import running
+from festina.peers.switching import running
 
 
 @dataclass(frozen=True)
