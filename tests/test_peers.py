@@ -9,7 +9,7 @@ from tiny import dit_pipeline, generate
 import festina
 from festina import FestinaError
 from festina.executor.attach import denoisers_of
-from festina.peers import PeerError, audit, calibrated, peer_named, peers_for, running
+from festina.peers import PeerError, audit, peer_named, peers_for, running
 from festina.sites import component_sites
 
 TAYLOR = {"cache_interval": 3, "cache_identifiers": [r".*blocks\.\d+\.attn\d?"]}
@@ -32,8 +32,8 @@ def state(pipe):
 
 
 def without_traces(found):
-    """Without what runs leave on modules and nothing reads: registries of hooks without hooks, which diffusers' contexts
-    make, and the statistics that cache-dit keeps."""
+    """Without what runs leave on modules and nothing reads: empty registries of hooks, which diffusers' contexts make,
+    and the statistics of cache-dit."""
     owners, order, names = found
     ends = ("_diffusers_hook", "_steps", "_residual_diffs")
     return [{name: value for name, value in each.items() if not name.endswith(ends)} for each in owners], order, names
@@ -269,23 +269,7 @@ def test_peers_and_plans_do_not_mix():
             pass
 
 
-# Calibration and contexts
-
-
-def test_calibrating_for_another_number_of_steps_is_an_error():
-    pipe = pixart()
-    peer = peer_named("MagCache", {"num_inference_steps": STEPS + 2})
-    with pytest.raises(PeerError, match=f"measured {STEPS} steps in a run that was to have {STEPS + 2}"):
-        calibrated(pipe, peer, lambda: latents(pipe))
-
-
-def test_peers_that_measure_nothing_are_calibrated_as_they_are():
-    peer = peer_named("FirstBlockCache", {})
-
-    def render():
-        raise AssertionError("nothing was to run")
-
-    assert calibrated(pixart(), peer, render) is peer
+# Contexts
 
 
 def test_calls_of_one_step_are_kept_apart_where_the_pipeline_does_not_name_them():

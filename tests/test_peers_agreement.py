@@ -12,7 +12,7 @@ from peer_runs import BLOCKS, STEPS, by_peer, by_plan, flux, guided, latents, pi
 import festina
 from festina import FestinaError
 from festina.gates import Gate
-from festina.peers import calibrated, peer_named, running
+from festina.peers import PeerError, calibrated, peer_named, running
 from festina.sites import component_sites, find_denoiser, first_blocks
 
 LAST = {pixart: f"transformer_blocks.{BLOCKS - 1}.attn1.to_q", flux: "single_transformer_blocks.1.attn.to_q"}
@@ -191,6 +191,22 @@ def stack_ratios(pipe):
     for handle in handles:
         handle.remove()
     return [1.0, *((new.norm(dim=-1) / old.norm(dim=-1)).mean().item() for old, new in pairwise(residuals))]
+
+
+def test_calibrating_for_another_number_of_steps_is_an_error():
+    pipe = pixart()
+    peer = peer_named("MagCache", {"num_inference_steps": STEPS + 2})
+    with pytest.raises(PeerError, match=f"measured {STEPS} steps in a run that was to have {STEPS + 2}"):
+        calibrated(pipe, peer, lambda: latents(pipe))
+
+
+def test_peers_that_measure_nothing_are_calibrated_as_they_are():
+    peer = peer_named("FirstBlockCache", {})
+
+    def render():
+        raise AssertionError("nothing was to run")
+
+    assert calibrated(pixart(), peer, render) is peer
 
 
 # Pyramid Attention Broadcast
