@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-import festina
+from festina.benchmark.machine import hardware, in_words, libraries
 from festina.errors import FestinaError
 from festina.strict import write_whole
 
@@ -95,28 +92,9 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine: processor, its logical cores, threads of torch, and the accelerator if `device` is one."""
-    machine = {"processor": _processor(), "logical_cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        card = torch.cuda.get_device_properties(device)
-        return machine | {"accelerator": card.name, "accelerator_bytes": card.total_memory}
-    return machine
-
-
-def libraries() -> dict[str, str]:
-    """Versions of Python, Festina and the installed libraries that decide the figures."""
-    versions = {"python": platform.python_version(), "festina": festina.__version__, "torch": torch.__version__}
-    installed = {package.metadata["Name"].lower(): package.version for package in metadata.distributions()}
-    return versions | {name: installed[name] for name in ("diffusers", "transformers", "numpy") if name in installed}
-
-
 def describe(device: torch.device) -> str:
     """Machine and versions in a sentence."""
-    machine = hardware(device)
-    where = f"{machine['processor']}, {machine['torch_threads']} threads"
-    where += f", {machine['accelerator']}" if "accelerator" in machine else ""
-    return f"{where}; {', '.join(f'{name} {version}' for name, version in libraries().items())}"
+    return in_words(hardware(device), libraries())
 
 
 def save_record(asked: argparse.Namespace, benchmark: str, figures: Figures, device: torch.device) -> None:
@@ -171,11 +149,3 @@ def run_program(main: Callable[[], Figures]) -> None:
     except FestinaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-def _processor() -> str:
-    """The processor's product name; where the system does not tell it, its architecture."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

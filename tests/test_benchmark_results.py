@@ -66,8 +66,8 @@ def picture(colour: str) -> bytes:
     return stream.getvalue()
 
 
-@pytest.fixture(scope="module")
-def found() -> Benchmark:
+def example() -> Benchmark:
+    """A small benchmark of figures that are made up."""
     rounds = [SECONDS, {name: 2 * seconds for name, seconds in SECONDS.items()}, SECONDS]
     return Benchmark(
         model="tiny $model",
@@ -82,6 +82,11 @@ def found() -> Benchmark:
         pictures=dict.fromkeys(SECONDS, (picture("red"), picture("blue"))),
         notes=("LPIPS was not measured: why.",),
     )
+
+
+@pytest.fixture(scope="module")
+def found() -> Benchmark:
+    return example()
 
 
 class TestRival:

@@ -184,3 +184,10 @@ def test_panels_name_stacks_where_there_are_several_and_keep_paths_of_nested_blo
         ("down_blocks: self-attention (attn1)", ("1.attentions.0.transformer_blocks.2",)),
         ("sites", ("conv_in",)),
     ]
+
+
+def test_panels_show_runs_by_their_whole_names():
+    sites = ("b.0..3:residual", "b.4..7:residual", "down_blocks.1..up_blocks.1:feature")
+    (panel,) = panels(Plan("U", sites, (Step(1.0, "CCC"), Step(0.5, "RRC"))))
+    assert (panel.title, panel.labels) == ("sites", sites)
+    assert panel.rows == ("CR", "CR", "CC")

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_value_kinds import built
+import torch
+from test_value_kinds import STEPS, built, inputs, sample
 from tiny import (
     dit_pipeline,
     dit_transformer,
@@ -18,6 +19,7 @@ from tiny import (
 
 import festina
 from festina import FestinaError, Plan
+from festina.cost import Call, held_bytes, mac_table, plan_macs, trace
 from festina.methods import duca, fora, toca
 from festina.methods.toca import DIT, DIT_250, FLUX, PIXART, Rules, full_steps, share_of
 from festina.sites import component_sites, stack_runs
@@ -135,6 +137,44 @@ def test_they_run_and_round_trip(method, make):
     }
     assert sum(report.tokens.values()) > 0
     assert report.macs < report.macs_uncached
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CogView4Transformer2DModel", "LatteTransformer3DModel", "OmniGenTransformer2DModel", "SD3Transformer2DModel"],
+)
+@pytest.mark.parametrize(("method", "choice"), [(toca, "importance"), (duca, "random")])
+def test_other_classes(name, method, choice):
+    """One feed-forward for two streams; rows that are frames; heads that share keys; streams the other way round."""
+    model = built(name)
+    plan = method(model, STEPS, 3, 0.5, choice=choice)
+    with festina.accelerate(model, plan) as run:
+        first = sample(name, model, run)
+        assert torch.equal(sample(name, model, run), first)
+        report = run.report()
+    assert not any(report.computed[site] != column(plan, site).count("C") for site in plan.sites if "ff" not in site)
+    assert sum(report.tokens.values()) > 0
+    traced = trace(model, Call((), inputs(name, model, 0)))
+    assert report.macs == plan_macs(plan, mac_table(model, traced, plan.sites)).total
+    assert report.peak_bytes == held_bytes(plan, model, traced, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ErnieImageTransformer2DModel", r"returned a tensor \(11, 2, 16\) in a call of 2 rows"),
+        ("HunyuanDiT2DModel", "fails on 3 of 6 tokens"),
+        ("LuminaNextDiT2DModel", r"returned a tensor \(2, 12, 2, 8\), so that it cannot"),
+        ("ConsisIDTransformer3DModel", r"is given a tensor \(2, 3, 21\) and returned a tensor \(2, 12, 32\)"),
+    ],
+)
+def test_classes_whose_parts_cannot_be_computed_by_token(name, message):
+    """Rows last; positions by token; heads apart; what is asked first is no token."""
+    model = built(name)
+    with festina.accelerate(model, toca(model, STEPS, 3, 0.5, choice="random")) as run:
+        with pytest.raises(FestinaError, match=message):
+            sample(name, model, run)
+        assert not len(run.store)
 
 
 def test_u_nets():

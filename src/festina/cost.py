@@ -101,7 +101,7 @@ def _by_token(plan: Plan, table: MacTable, halves: Sequence[int]) -> Macs:
         index = plan.sites.index(name)
         for step, half in zip(plan.steps, halves, strict=True):
             if step.actions[index] == PARTIAL:
-                less += table.tokens[name].left_out(step.shares[index]) * half
+                less += table.tokens[name].passed_by(step.shares[index]) * half
     for name, (computes, kept) in maps_of(plan, {name: table.tokens[name].attention for name in partial}).items():
         taken = sum(half for half, *both in zip(halves, computes, kept, strict=True) if all(both))
         less -= Macs(0, table.sites[name].attention // 2) * taken

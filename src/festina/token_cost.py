@@ -36,18 +36,18 @@ class TokenPrice:
     """What a site costs by token.
 
     Attributes:
-        tokens: tokens that a visit gives it, of one row.
+        tokens: tokens that a call gives it, of one row, in each of its visits.
         each: MACs for one of them, in all rows.
         attention: name of the block's first self-attention, "" if it has none.
     """
 
-    tokens: int
+    tokens: tuple[int, ...]
     each: Macs
     attention: str
 
-    def left_out(self, share: float) -> Macs:
-        """What is saved where so many of the tokens are computed."""
-        return self.each * (self.tokens - computed_tokens(share, self.tokens))
+    def passed_by(self, share: float) -> Macs:
+        """What a call saves by computing no more than this share of the tokens."""
+        return self.each * sum(count - computed_tokens(share, count) for count in self.tokens)
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def token_prices(denoiser: nn.Module, traced: CallTrace) -> dict[str, TokenPrice
     found = {}
     for site in component_sites(denoiser):
         returned = traced.returned.get(site.path, ())
-        if site.role not in BY_TOKEN or not returned or len(returned[0]) != 1 or len(returned[0][0].shape) != 3:
+        shapes = [tensor.shape for tensors in returned for tensor in tensors]
+        if site.role not in BY_TOKEN or not returned or any(len(shape) != 3 for shape in shapes):
             continue
-        tokens = returned[0][0].shape[1]
-        besides = _of_the_text(site, traced)
-        whole, times = traced.within[site.path] - besides, max(1, tokens * len(returned))
+        tokens = tuple(shape[1] for shape in shapes)
+        whole, times = traced.within[site.path] - _of_the_text(site, traced), max(1, sum(tokens))
         each = Macs(whole.linear // times, whole.attention // times)
         attention = attentions.get(site.block)
         found[site.name] = TokenPrice(tokens, each, "" if attention is None else attention.name)

@@ -16,12 +16,17 @@ from festina.report.page import assemble, is_wide, kind_data, picture_address, p
 from festina.strict import write_whole
 
 STYLE = """
-main { grid-template: "front detail" auto "runs runs" auto / minmax(0, 1.3fr) minmax(0, 1fr); }
+body > main { grid-template: "front detail" auto "runs runs" auto / minmax(0, 1.3fr) minmax(0, 1fr); }
+#pictures .pair div { overflow-wrap: anywhere; }
 #notes h3 { color: var(--ink); }
-@media (min-width: 1021px) and (min-height: 640px) { #detail { position: static; max-height: 900px; } }
-@media (max-width: 1020px) { main { grid-template: "front" "detail" "runs" / minmax(0, 1fr); } }
+#notes ul { padding-left: 18px; overflow-wrap: anywhere; }
+@media (min-width: 1021px) and (min-height: 640px) {
+  main > #detail { position: static; max-height: 860px; }
+  main > #front #plot { height: 640px; }
+}
+@media (max-width: 1020px) { body > main { grid-template: "front" "detail" "runs" / minmax(0, 1fr); } }
 """
-"""The table has more columns than that of a search, so it takes the whole width."""
+"""Rules beside those of the page of a search: the table has more columns here, so it takes the whole width."""
 
 
 def write_page(found: Benchmark, path: Path) -> None:
@@ -166,5 +171,5 @@ def _figures(result: Result, uncached: Result) -> list[tuple[str, str, str, str]
     if other is not None:
         gain = f"{other.gain:+.3f} ({other.gain_low:+.3f} to {other.gain_high:+.3f}) for this run"
         shown.append(("rival", "Fewer steps instead", figures.reward_text(other.reward), f"{record.steps_text(other)}"))
-        shown.append(("beaten", "Beaten", other.beaten, gain))
+        shown.append(("beaten", "Beats them", other.beaten, gain))
     return shown

@@ -30,7 +30,7 @@ def write_plot(found: Benchmark, path: Path) -> None:
         raise FestinaError("the static plot needs matplotlib; run `pip install festina[plot]`.") from None
     figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, facecolor="white")
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.075, right=0.77, top=0.86, bottom=0.105)
+    figure.subplots_adjust(left=0.075, right=0.765, top=0.86, bottom=0.105)
     _frame(axes)
     front = found.front
     axes.step(
@@ -43,7 +43,7 @@ def write_plot(found: Benchmark, path: Path) -> None:
         zorder=2,
     )
     for group, look in looks_of(found.groups).items():
-        _group(axes, found.of_group(group), look)
+        _group(axes, found.of_group(group), look, group)
     axes.set_xlim(left=0)
     # Dollar signs would start mathematics.
     title = f"Ways to run {found.model} faster".replace("$", r"\$")
@@ -67,13 +67,13 @@ def _frame(axes: Any) -> None:
     axes.set_ylabel("Reward", color=_INK)
 
 
-def _group(axes: Any, runs: tuple[Result, ...], look: Look) -> None:
+def _group(axes: Any, runs: tuple[Result, ...], look: Look, label: str) -> None:
     """Draw the runs of a group, those of the front larger and with their bars."""
     alone = runs[0].variant.kind == "uncached"
     axes.plot(
         [each.seconds for each in runs],
         [each.figures.reward for each in runs],
-        label=look.label,
+        label=label,
         color=look.light,
         linestyle=":" if look.line else "none",
         linewidth=1.8,

@@ -31,10 +31,10 @@ COLUMNS = (
     "Fewer steps, same seconds",
     "its reward",
     "its PSNR",
-    "Beaten",
+    "Beats it",
 )
 
-TERMINAL_COLUMNS = ("Run", "Ratio", "MACs", "Reward (95 %)", "PSNR", "Same seconds", "Beaten")
+TERMINAL_COLUMNS = ("Run", "Ratio", "MACs", "Reward (95 %)", "PSNR", "Fewer steps, same seconds", "Beats it")
 
 
 def to_json(found: Benchmark) -> str:
@@ -98,7 +98,7 @@ def terminal_table(found: Benchmark) -> Table:
     """The runs as a table for the terminal; those on the front are bold."""
     table = Table(title=Text(f"Ways to run {found.model} faster"), header_style="bold")
     for number, column in enumerate(TERMINAL_COLUMNS):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(column, justify="right" if number else "left", no_wrap=True, max_width=None if number else 40)
     for each in found.results:
         half = max(each.reward_high - each.figures.reward, each.figures.reward - each.reward_low)
         other = each.rival

@@ -124,7 +124,7 @@ def run_benchmark(
             failed.append(drawn)
         else:
             figures[variant.name] = drawn
-        progress(number, total, f"pictures: {variant.name}")
+        progress(number, total, f"pictures: {variant.name:.60}")
     ran = tuple(variant for variant in found.variants if variant.name in figures)
     failed += [_as_failed(each) for each in found.alike if each.same_as not in figures]
     told = lambda rounds: progress(len(found.variants) + rounds, total, "timing")  # noqa: E731
@@ -220,8 +220,8 @@ def _asked(pipe: Any, job: Job, judges: Judges) -> dict[str, Any]:
 def _in_words(pipe: Any, job: Job, reward: Reward, rounds: int) -> str:
     return (
         f"{job.steps} steps of {type(pipe.scheduler).__name__}, guidance {job.guidance_scale:g}, {len(job.prompts)} "
-        f"pictures of as many prompts, {reward.name} reward, batches of {job.batch}, {rounds} timed rounds, methods "
-        f"calibrated on {len(job.calibration)} other prompts"
+        f"pictures of as many prompts, {reward.name} reward, batches of {job.batch}, {rounds} timed "
+        f"{'round' if rounds == 1 else 'rounds'}, {len(job.calibration)} other prompts to calibrate on"
     )
 
 

@@ -20,7 +20,10 @@ from festina.errors import FestinaError
 
 @dataclass(frozen=True)
 class Product:
-    """The product of an attention: queries and keys, (rows, heads, tokens, width), and what is done to it."""
+    """The product of an attention: queries and keys, (rows, heads, tokens, width), and what is done to it.
+
+    Several heads of queries may share one of keys.
+    """
 
     query: Tensor
     key: Tensor
@@ -42,8 +45,9 @@ class Watch(TorchFunctionMode):
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
             given = dict(zip(names, args, strict=False)) | kwargs
             product = Product(given["query"], given["key"], given.get("attn_mask"), given.get("scale"))
-            plain = not given.get("is_causal") and product.query.shape == product.key.shape and product.key.ndim == 4
-            self.products += [product] if plain else []
+            query, key = product.query.shape, product.key.shape
+            squared = len(query) == len(key) == 4 and (query[0], *query[2:]) == (key[0], *key[2:])
+            self.products += [product] if squared and not given.get("is_causal") else []
         elif func in (torch.cat, torch.concat):
             parts = args[0] if args else kwargs["tensors"]
             dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
@@ -76,7 +80,8 @@ def column_sums(product: Product) -> Tensor:
     scale = query.shape[-1] ** -0.5 if product.scale is None else product.scale
     total = query.new_zeros(query.shape[0], key.shape[2], dtype=torch.float32)
     for head in range(heads):
-        scores = (query[:, head] @ key[:, head].transpose(1, 2)).float() * scale
+        shared = key[:, head * key.shape[1] // heads]
+        scores = (query[:, head] @ shared.transpose(1, 2)).float() * scale
         if product.mask is not None:
             mask = product.mask.expand(*query.shape[:2], *scores.shape[1:])[:, head]
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask

@@ -114,9 +114,8 @@ def price(
             visits[name] += each * record.count
             if served := column.served[signature]:
                 macs -= table.sites[name].total * served // each
-            if partial := column.partial[signature]:
-                by_token = table.tokens[name]
-                macs -= by_token.each.total * (by_token.tokens * partial - column.tokens[signature])
+            if passed := column.passed[signature]:
+                macs -= table.tokens[name].each.total * passed
         for column in maps:
             each = len(traced.returned.get(column.site.path, ()))
             macs += table.sites[column.site.name].attention * column.computed[signature] // (2 * max(1, each))

@@ -37,7 +37,8 @@ class Column:
         basis: how its forecasts extrapolate, see `festina.forecasts`.
         shares: what share of its tokens it computes in each step; () if it never computes for some of them.
         computed, served: how often it ran and how often it was served in the current run, by signature of the call.
-        partial, tokens: how often it ran for some tokens, and for how many of each row in all of these.
+        partial: how often it ran for some tokens.
+        tokens, passed: for how many of each row it did in all of these, and how many it passed by.
     """
 
     site: Site
@@ -49,6 +50,7 @@ class Column:
     served: Counter[Signature] = field(default_factory=Counter)
     partial: Counter[Signature] = field(default_factory=Counter)
     tokens: Counter[Signature] = field(default_factory=Counter)
+    passed: Counter[Signature] = field(default_factory=Counter)
     _pass: int = -1
     _visits: int = 0
 
@@ -58,7 +60,7 @@ class Column:
 
     def restart(self) -> None:
         """Another run begins: nothing has happened yet."""
-        for counted in (self.computed, self.served, self.partial, self.tokens):
+        for counted in (self.computed, self.served, self.partial, self.tokens, self.passed):
             counted.clear()
         self._pass, self._visits = -1, 0
 

@@ -23,8 +23,9 @@ from festina.executor.serving import Column
 from festina.executor.store import Store, Value
 from festina.plan import COMPUTE, Plan
 from festina.sites import self_attentions
+from festina.strict import brief
 from festina.token_cost import age_steps, maps_of, partial_sites
-from festina.tokens import IMPORTANCE, RANDOM, Tokens, computed_tokens
+from festina.tokens import RANDOM, Tokens, computed_tokens
 
 _AGE, _ATTENDED = "tokens:age", "tokens:attended"
 
@@ -116,19 +117,29 @@ class TokenRun:
         place, given = _given(args, kwargs)
         if not isinstance(value, Tensor) or value.ndim != 3 or given is None or given.shape[:2] != value.shape[:2]:
             raise self._unfit(column, f"is given {_told(given)} and returned {_told(value)}")
+        pictures = self.clock.signature[0][0]
+        if len(value) % pictures or (value.shape[1] == pictures != len(value)):
+            raise self._unfit(column, f"returned {_told(value)} in a call of {pictures} rows")
         index = self._chosen(column, key, value)
         if index is None:
             return None
         count = index.shape[1]
         column.partial[self.clock.signature] += 1
         column.tokens[self.clock.signature] += count
+        column.passed[self.clock.signature] += value.shape[1] - count
         if not count:
             return value
         some = given.gather(1, index.unsqueeze(2).expand(-1, -1, given.shape[2]))
-        if isinstance(place, int):
-            fresh = original(*args[:place], some, *args[place + 1 :], **kwargs)
-        else:
-            fresh = original(*args, **{**kwargs, place: some})
+        try:
+            if isinstance(place, int):
+                fresh = original(*args[:place], some, *args[place + 1 :], **kwargs)
+            else:
+                fresh = original(*args, **{**kwargs, place: some})
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            # It is given something else by token, such as positions.
+            raise self._unfit(column, f"fails on {count} of {value.shape[1]} tokens ({brief(error)})") from error
         if not isinstance(fresh, Tensor) or fresh.shape != (*index.shape, value.shape[2]):
             raise self._unfit(column, f"returned {_told(fresh)} for {count} tokens of each row")
         return value.scatter(1, index.unsqueeze(2).expand_as(fresh), fresh)
@@ -167,7 +178,9 @@ class TokenRun:
             # Drawn on the host, so that all devices choose alike; nobody waits for the copy.
             return scores.to(value.device, non_blocking=True).expand(rows, tokens)
         visit = key.removeprefix(site.name)
-        kept = self.store.get(self.clock.branch, f"{_ATTENDED} {self._attention_of[site.name]}{visit}")
+        name, branch = f"{_ATTENDED} {self._attention_of[site.name]}", self.clock.branch
+        # A block may send two streams through one feed-forward after a joint attention.
+        kept = self.store.get(branch, f"{name}{visit}") or self.store.get(branch, name)
         if not kept:
             return None
         streams: tuple[Tensor, ...] = kept[0].value
@@ -175,14 +188,16 @@ class TokenRun:
         fitting = [whole] if whole.shape == (rows, tokens) else [s for s in streams if s.shape == (rows, tokens)]
         if len(fitting) != 1:
             told = ", ".join(_told(stream) for stream in streams)
-            raise self._unfit(column, f"has {tokens} tokens in {rows} rows, and its attention's map tells of {told}")
+            raise FestinaError(
+                f"{site.name} has {tokens} tokens in {rows} rows, but what its block's attention says of its tokens is "
+                f"{told}, so that they cannot be chosen by it. Choose them at random."
+            )
         return functional.normalize(fitting[0], dim=1)
 
-    def _unfit(self, column: Column, what: str) -> FestinaError:
-        other = " or choose at random" if self.tokens.choice == IMPORTANCE else ""
+    @staticmethod
+    def _unfit(column: Column, what: str) -> FestinaError:
         return FestinaError(
-            f"{column.site.name} {what}, so that it cannot be computed for some of its tokens. Let it compute or "
-            f"reuse{other}."
+            f"{column.site.name} {what}, so that it cannot be computed for some of its tokens. Let it compute or reuse."
         )
 
 

@@ -18,6 +18,9 @@ _WORDS: Mapping[str, str] = {
     ":residual": "whole block",
 }
 
+RUN = ".."
+"""What stands between both ends of a run of blocks or regions."""
+
 # The stack ends before the first number, the component begins after the last.
 _SITE = re.compile(r"(?P<stack>.+?)\.(?P<block>\d+(?:\..+\.\d+)?)(?:\.(?P<part>[^:]+))?(?P<residual>:residual)?")
 
@@ -28,8 +31,8 @@ class Panel:
 
     Attributes:
         title: the component and, if the plan has several stacks, the stack.
-        labels: label of each row: the block number, the path from there on in a U-Net, or the whole name of a site
-            outside any list of blocks.
+        labels: label of each row: the block number, the path from there on in a U-Net, or the whole name of a run or of
+            a site outside any list of blocks.
         rows: per row the actions of all steps, one character each, canonical.
     """
 
@@ -43,7 +46,7 @@ def panels(plan: Plan) -> tuple[Panel, ...]:
     table = plan.canonical().table()
     grouped: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for column, site in enumerate(plan.sites):
-        match = _SITE.fullmatch(site)
+        match = None if RUN in site else _SITE.fullmatch(site)
         stack, label, part = ("", site, "") if match is None else (match["stack"], match["block"], _part(match))
         grouped.setdefault((stack, part), []).append((label, "".join(table[:, column])))
     several = len({stack for stack, _ in grouped}) > 1
