@@ -152,7 +152,8 @@ class TestFront:
         assert [result.variant.name for result in found.of_group("fewer steps")] == ["4 steps", "2 steps"]
 
 
-def test_seconds_are_per_picture(found):
+def test_a_slow_round_moves_no_run_against_another(found):
+    """In the second of three rounds everything took twice as long."""
     assert [result.seconds for result in found.results] == [3.0, 1.0, 2.0, 1.5, 0.5]
     assert [result.seconds_ratio for result in found.results] == [1, 3, 1.5, 2, 6]
 

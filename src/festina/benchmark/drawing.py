@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from festina.benchmark.variants import Failed, Variant
 from festina.errors import FestinaError
 from festina.plan import Plan
 from festina.search.generation import generate
-from festina.search.pricing import pricing
 from festina.search.workload import Workload
 from festina.sites import component_sites, find_denoiser
 from festina.strict import brief
@@ -34,7 +33,6 @@ class Drawing:
     def __init__(self, pipe: Any, workload: Workload, folder: Folder, judges: Judges) -> None:
         self.pipe, self.workload, self.folder, self.judges = pipe, workload, folder, judges
         self._reference: Tensor | None = None
-        self._macs: Callable[[Plan], int] | None = None
 
     def figures(self, variant: Variant) -> Figures | Failed:
         """The figures of a variant: those that are kept, or else those of pictures drawn now; or why there are none.
@@ -45,12 +43,28 @@ class Drawing:
         if (known := self.folder.figures(variant)) is not None:
             return known
         reference = self._uncached()
-        drawn = Drawn(reference, None, None) if variant.kind == "uncached" else self._drawn(variant)
+        drawn = self._counted(variant, reference) if variant.untouched else self._drawn(variant)
         if isinstance(drawn, Failed):
             return drawn
-        made = look_at(drawn, variant, self.workload, reference, self.judges, self._untouched_macs)
+        made = look_at(drawn, variant, self.workload, reference, self.judges)
         self.folder.keep(variant, made, contact_sheet(drawn.pictures))
         return made
+
+    def _counted(self, variant: Variant, reference: Tensor) -> Drawn:
+        """The pictures of the untouched sampler, drawn by a plan that computes everything: it counts MACs and changes no
+        bit. Where no plan can be put on the pipeline, nothing is counted."""
+        denoiser = find_denoiser(self.pipe)
+        names = [site.name for site in component_sites(denoiser)]
+        plan = Plan.computing_all(type(denoiser).__name__, names, variant.steps)
+        try:
+            drawn = draw(self.pipe, replace(variant, plan=plan), self.workload)
+        except FestinaError:
+            return draw(self.pipe, variant, self.workload)
+        if variant.kind == "uncached":
+            same = torch.equal(drawn.pictures, reference)
+            notes = () if same else ("a plan that computes everything gives other pictures here",)
+            return replace(drawn, pictures=reference, notes=notes)
+        return drawn
 
     def _drawn(self, variant: Variant) -> Drawn | Failed:
         try:
@@ -68,11 +82,3 @@ class Drawing:
             self._reference = generate(self.pipe, self.workload.pictures(), self.workload)
             self.folder.keep_uncached(self._reference)
         return self._reference
-
-    def _untouched_macs(self, steps: int) -> int:
-        """MACs per picture of the untouched sampler with so many steps."""
-        if self._macs is None:
-            self._macs = pricing(self.pipe, self.workload)
-        denoiser = find_denoiser(self.pipe)
-        names = [site.name for site in component_sites(denoiser)]
-        return self._macs(Plan.computing_all(type(denoiser).__name__, names, steps))

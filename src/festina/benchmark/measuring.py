@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +86,7 @@ def draw(pipe: Any, variant: Variant, workload: Workload) -> Drawn:
     return Drawn(torch.cat(drawn), round(macs / len(pictures)), held)
 
 
-def look_at(
-    drawn: Drawn, variant: Variant, workload: Workload, reference: Tensor, judges: Judges, price: Callable[[int], int]
-) -> Figures:
+def look_at(drawn: Drawn, variant: Variant, workload: Workload, reference: Tensor, judges: Judges) -> Figures:
     """The figures of a variant's pictures.
 
     Args:
@@ -98,21 +95,19 @@ def look_at(
         workload: their prompts.
         reference: the uncached pictures.
         judges: what looks at them.
-        price: MACs per picture of the untouched sampler, by a number of steps.
 
     Raises:
         FestinaError: the reward gives no usable answer.
     """
     images = drawn.pictures
-    untouched = variant.kind in ("uncached", "fewer-steps")
     return Figures(
         name=variant.name,
         key=variant.key,
         steps=variant.steps,
         plan=variant.plan,
         scores=_scores(judges.reward, images, workload),
-        macs=price(variant.steps) if untouched else drawn.macs,
-        held_bytes=0 if untouched else drawn.held_bytes,
+        macs=drawn.macs,
+        held_bytes=drawn.held_bytes,
         frechet=_frechet(images, judges.fidelity),
         error=_error(images, reference),
         ssim=_likeness(judges.ssim, images, reference),

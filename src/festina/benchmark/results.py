@@ -51,7 +51,7 @@ class Result:
     Attributes:
         variant: what ran.
         figures: figures of its pictures.
-        seconds: wall seconds per picture, the median over rounds.
+        seconds: wall seconds per picture: those of the uncached sampler, the median over rounds, by the ratio.
         seconds_ratio: seconds of the uncached sampler / seconds of this one, above 1 is faster: the median of the
             ratios within each round.
         reward_low, reward_high: 95 % confidence interval of the mean reward.
@@ -140,24 +140,25 @@ def results(
     Raises:
         FestinaError: there are fewer than two prompts.
     """
-    seconds = {each.name: median(made[each.name] for made in rounds) / pictures for each in variants}
     first = variants[0].name
-    line = [(seconds[each.name], figures[each.name]) for each in variants if each.kind in ("uncached", "fewer-steps")]
+    ratios = {each.name: median(made[first] / made[each.name] for made in rounds) for each in variants}
+    uncached = median(made[first] for made in rounds) / pictures
+    seconds = {name: uncached / ratio for name, ratio in ratios.items()}
+    line = [(seconds[each.name], figures[each.name]) for each in variants if each.untouched]
     best = non_dominated([(seconds[each.name], figures[each.name].reward) for each in variants])
     found = []
     for place, variant in enumerate(variants):
         own = figures[variant.name]
         low, high = confidence_interval(own.scores, per_prompt)
-        compared = variant.kind not in ("uncached", "fewer-steps")
         found.append(
             Result(
                 variant=variant,
                 figures=own,
                 seconds=seconds[variant.name],
-                seconds_ratio=median(made[first] / made[variant.name] for made in rounds),
+                seconds_ratio=ratios[variant.name],
                 reward_low=low,
                 reward_high=high,
-                rival=rival(line, seconds[variant.name], own, per_prompt) if compared else None,
+                rival=rival(line, seconds[variant.name], own, per_prompt) if not variant.untouched else None,
                 on_front=place in best,
             )
         )

@@ -59,6 +59,11 @@ class Variant:
             return f"untouched at {self.steps} steps"
         return self.plan.key()
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it is the untouched sampler, with all steps or fewer."""
+        return self.kind in ("uncached", "fewer-steps")
+
     @contextmanager
     def running(self, pipe: Any) -> Iterator[Run | None]:
         """A context in which the pipeline runs this way; yields the run if it has a plan.
