@@ -1,14 +1,27 @@
-"""Going on with a benchmark: what is done is not run again, what was cut short leaves nothing, other settings are refused."""
+"""Going on with a benchmark: what is done is not run again, what was cut short leaves nothing."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from test_benchmark import ENTRIES, NAMES, PROMPTS, made, pipe, run  # noqa: F401 (two are fixtures)
+from test_benchmark import ENTRIES, NAMES, PROMPTS, run
+from tiny import pixart_pipeline
 
 from festina import FestinaError
 from festina.benchmark import drawing, session, timing
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pixart_pipeline()
+
+
+@pytest.fixture(scope="module")
+def made(pipe, tmp_path_factory):
+    """A finished benchmark and its folder."""
+    folder = tmp_path_factory.mktemp("bench")
+    return run(pipe, folder), folder
 
 
 @pytest.fixture

@@ -51,8 +51,8 @@ class Drawing:
         return made
 
     def _counted(self, variant: Variant, reference: Tensor) -> Drawn:
-        """The pictures of the untouched sampler, drawn by a plan that computes everything: it counts MACs and changes no
-        bit. Where no plan can be put on the pipeline, nothing is counted."""
+        """The pictures of the untouched sampler, drawn by a plan that computes everything: it counts MACs and changes
+        no bit. Where no plan can be put on the pipeline, nothing is counted."""
         denoiser = find_denoiser(self.pipe)
         names = [site.name for site in component_sites(denoiser)]
         plan = Plan.computing_all(type(denoiser).__name__, names, variant.steps)
