@@ -16,6 +16,8 @@ from festina import Plan
 from festina.cli.main import main
 
 SMALL = ["--methods", "fora,tgate", "--images", "4", "--batch", "2", "--steps", "4", "--rounds", "2", "--no-peers"]
+# As many threads as in this process (conftest): a benchmark goes on only on the hardware it began with.
+ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 SITES = [f"transformer_blocks.{block}.{part}" for block in range(8) for part in ("attn1", "attn2", "ff")]
 
 
@@ -50,7 +52,9 @@ def benched(tmp_path_factory, plans):
     """A finished small benchmark on `scenes`, in a process of its own."""
     out = tmp_path_factory.mktemp("benched")
     words = ["bench", "scenes", "--out", str(out), *SMALL, "--plans", str(plans)]
-    done = subprocess.run([sys.executable, "-m", "festina", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "festina", *words], capture_output=True, text=True, check=False, env=ALONE
+    )
     assert done.returncode == 0, done.stderr
     return out, words, done
 
@@ -125,7 +129,7 @@ def test_ctrl_c_leaves_a_folder_that_the_same_command_goes_on_with(tmp_path, fes
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"COLUMNS": "200"},
+        env=ALONE | {"COLUMNS": "200"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     runs = tmp_path / "runs"
