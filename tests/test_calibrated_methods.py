@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from magcache_ratios import PUBLISHED
 from pipelines import unets
 from tiny import PROMPT, flux_pipeline, generate, pixart_pipeline, pixart_transformer
 
@@ -17,7 +18,7 @@ from festina.methods import cachequant, fit_curve, magcache, resample_ratios, sm
 from festina.methods.cachequant import group_starts
 from festina.methods.magcache import computed_steps as magcache_steps
 from festina.methods.smoothcache import computed_steps as smoothcache_steps
-from festina.methods.teacache import PUBLISHED
+from festina.methods.teacache import PUBLISHED as PUBLISHED_CURVES
 from festina.sites import component_sites, stack_runs
 
 STEPS = 6
@@ -149,6 +150,11 @@ class TestMagCache:
                         product, deviation, count = 1.0, 0.0, 0
                 wanted.append(not skip)
             assert magcache_steps(ratios, threshold, longest, first).tolist() == wanted
+
+    @pytest.mark.parametrize("case", PUBLISHED)
+    def test_what_the_published_ratios_compute(self, pipe, case):
+        ratios, threshold, longest, retention, computed = PUBLISHED[case]
+        assert magcache(pipe, len(ratios), ratios, threshold, longest, retention).computed_steps() == computed
 
     def test_worked_by_hand(self, pipe):
         ratios = [1.0, 0.5, 0.9, 1.0, 0.9, 0.9, 1.0, 1.0, 1.0, 1.0]
@@ -319,11 +325,11 @@ class TestTeaCacheCurve:
 
     def test_published_curves(self):
         flux = flux_pipeline()
-        assert teacache(flux, 4, 0.4).gate.curve == PUBLISHED["FluxTransformer2DModel"]
+        assert teacache(flux, 4, 0.4).gate.curve == PUBLISHED_CURVES["FluxTransformer2DModel"]
         # The least that a step adds on FLUX, which caps the steps served in a row.
-        values = np.polyval(PUBLISHED["FluxTransformer2DModel"], np.linspace(0, 1, 100001))
+        values = np.polyval(PUBLISHED_CURVES["FluxTransformer2DModel"], np.linspace(0, 1, 100001))
         assert values.min() == pytest.approx(0.180, abs=5e-4)
-        values = np.polyval(PUBLISHED["HunyuanVideoTransformer3DModel"], np.linspace(0, 1, 100001))
+        values = np.polyval(PUBLISHED_CURVES["HunyuanVideoTransformer3DModel"], np.linspace(0, 1, 100001))
         assert values.min() == pytest.approx(0.052, abs=5e-4)
         with pytest.raises(FestinaError, match="no curve is published for PixArtTransformer2DModel"):
             teacache(pixart_transformer(), 4, 0.4)
