@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from festina.names import FEATURE, parse
-from festina.plan import COMPUTE, Step
+from festina.records import COMPUTE, Step
 
 
 def cut_ahead(sites: Sequence[str], steps: Sequence[Step]) -> list[Step]:
     """The steps, each with `ahead` cut to what one call can answer.
 
-    That is up to the end of the plan, to a step that does something else than the first of these, and to one in which a
-    region of a U-Net computes. A step that is answered ahead itself does not call the denoiser and answers none.
+    That is up to the end of the plan, to a step that does something else than the first of these, to one that replays
+    the last answer, and to one in which a region of a U-Net computes. A step that is answered ahead itself does not
+    call the denoiser and answers none.
 
     Args:
         sites: names of the plan's sites.
@@ -37,6 +38,6 @@ def _alike(step: Step, follow: Sequence[Step], regions: Sequence[int]) -> int:
     """How many of the steps that follow one call can answer."""
     for length, other in enumerate(follow):
         same = (other.actions, other.branches) == (follow[0].actions, step.branches)
-        if not same or any(other.actions[index] == COMPUTE for index in regions):
+        if not same or other.replays or any(other.actions[index] == COMPUTE for index in regions):
             return length
     return len(follow)

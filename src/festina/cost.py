@@ -70,9 +70,10 @@ def _within(site: Site, traced: CallTrace) -> Macs:
 def plan_macs(plan: Plan, table: MacTable) -> Macs:
     """MACs of a run by the plan, at one denoiser call per step; several calls of a step cost the same each.
 
-    Sites the plan does not name compute in every step. Serving a value costs nothing. Where a gate decides, this is
-    the price if it never serves; what a run cost says `festina.RunReport`. A step that runs for one branch of guidance
-    costs half: the price is that of a guided run. Maps of attention by which tokens are chosen are counted.
+    Sites the plan does not name compute in every step. Serving a value costs nothing, and a step that replays the last
+    answer costs nothing at all. Where a gate decides, this is the price if it never serves; what a run cost says
+    `festina.RunReport`. A step that runs for one branch of guidance costs half: the price is that of a guided run. Maps
+    of attention by which tokens are chosen are counted.
 
     Raises:
         FestinaError: the plan names a site that is not in the table, or one that has no price by token where it wants
@@ -83,7 +84,7 @@ def plan_macs(plan: Plan, table: MacTable) -> Macs:
     plan = plan.canonical()
     served = _visited(plan) & ~np.isin(plan.table(), [COMPUTE, GATED, PARTIAL])
     # In halves of a step, as that is what a step for one branch is.
-    halves = np.array([2 if step.branches == ALL else 1 for step in plan.steps])
+    halves = np.array([0 if step.replays else 2 if step.branches == ALL else 1 for step in plan.steps])
     linear, attention = int(halves.sum()) * table.full.linear, int(halves.sum()) * table.full.attention
     for name, times in zip(plan.sites, (halves @ served).tolist(), strict=True):
         linear -= times * table.sites[name].linear
@@ -113,7 +114,8 @@ def values_held(plan: Plan) -> NDArray[np.int_]:
 
     A value is held from the step that computes it to the last step that reads it. Reuse reads the last computed
     value, and so does computing for some tokens, which renews it; a forecast of order k reads the last k + 1, a skip
-    none; a site within a served block is not visited and reads none. A plan of computing and reusing holds at most one
+    none; a site within a served block is not visited and reads none, and neither does any where the last answer is
+    replayed. A plan of computing and reusing holds at most one
     value per site. Where a gate decides, it is the most that may be held.
     """
     plan = plan.canonical()
@@ -140,7 +142,7 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
 
     Sites are visited in execution order, in one call per branch and step. A value is stored where it is computed and
     freed right after its last read (`values_held`). In a step for one branch of guidance half is kept: of a guided run.
-    What a step answers ahead is kept too, from that step until it is given out.
+    What a step answers ahead is kept too, from that step until it is given out, and so is what is replayed.
 
     Args:
         plan: the plan.
@@ -153,12 +155,16 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
         FestinaError: the plan is for another denoiser.
     """
     during, held, numbers = _kept(plan, denoiser, traced, itemsize)
-    before, total, most, all_before = np.zeros_like(numbers), 0, 0, True
-    answered, answer = 0, traced.answer * itemsize
-    for place, (step, after) in enumerate(zip(plan.canonical().steps, held, strict=True)):
+    steps, answer = plan.canonical().steps, traced.answer * itemsize
+    before, total, most, all_before, answered = np.zeros_like(numbers), 0, 0, True, 0
+    for place, (step, after) in enumerate(zip(steps, held, strict=True)):
         all_run = step.branches == ALL
-        if answered:
-            total, answered = total - (branches * answer if all_run else branches * answer // 2), answered - 1
+        replayed_next = place + 1 < len(steps) and steps[place + 1].replays
+        last = answer if all_run else branches * answer // 2
+        if answered or step.replays:
+            # Answers that are given out, and freed unless the next step replays them.
+            total -= 0 if replayed_next else last * (branches if all_run else 1)
+            answered = max(0, answered - 1)
             continue
         if all_before and not all_run:
             # What was stored for all branches is fitted to one before its first site is visited.
@@ -172,8 +178,8 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
             if step.ahead:
                 # All these steps have read what they read, and their answers are kept.
                 total += int(((held[place + step.ahead] - after) * size).sum())
-                total += step.ahead * (answer if all_run else branches * answer // 2)
-                most = max(most, total)
+            total += (step.ahead + replayed_next) * last
+            most = max(most, total)
         total -= sum(int(((during[place] - after) * size).sum()) for size in each)
         before, all_before, answered = held[place + step.ahead], all_run, step.ahead
     return most
@@ -232,11 +238,14 @@ def _numbers(returned: Sequence[Returned], wanted: Iterable[int]) -> int:
 
 
 def _visited(plan: Plan, certainly: bool = False) -> NDArray[np.bool_]:
-    """Which sites a canonical plan comes to in each step: all but those within a served one; bool (steps, sites).
+    """Which sites a canonical plan comes to in each step: all but those within a served one, and none in a step that
+    replays the last answer; bool (steps, sites).
 
     What lies within a gated one counts unless `certainly`.
     """
     table = plan.table()
     mask = (table == COMPUTE) if certainly else (table == COMPUTE) | (table == GATED)
     visited = [mask[:, parents].all(axis=1) for parents in enclosing_sites(plan.sites)]
-    return np.stack(visited, axis=1)
+    called = np.array([not step.replays for step in plan.steps])
+    reached: NDArray[np.bool_] = np.stack(visited, axis=1) & called[:, None]
+    return reached

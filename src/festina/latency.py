@@ -42,7 +42,7 @@ class LatencyModel:
     """Seconds of a run, linear in its computations.
 
     Attributes:
-        fixed_per_step: seconds every step takes, whatever it serves.
+        fixed_per_step: seconds every step takes in which the denoiser is called, whatever it serves.
         groups: the groups of sites; their sites are all the sites a plan may name.
     """
 
@@ -57,7 +57,7 @@ class LatencyModel:
         """
         computed = _computations(plan, [group.sites for group in self.groups])
         prices = [group.seconds for group in self.groups]
-        return self.fixed_per_step * len(plan.steps) + float(np.dot(computed, prices))
+        return self.fixed_per_step * _called(plan) + float(np.dot(computed, prices))
 
     def to_dict(self) -> dict[str, Any]:
         """The model as JSON values."""
@@ -94,7 +94,7 @@ def fit(samples: Sequence[tuple[Plan, float]], sites: Sequence[Site]) -> Latency
     groups = _grouped(sites)
     if wrong := [seconds for _, seconds in samples if not 0 < seconds < float("inf")]:
         raise FestinaError(f"a run took {wrong[0]} seconds; wanted times above 0.")
-    rows = [[len(plan.steps), *_computations(plan, list(groups.values()))] for plan, _ in samples]
+    rows = [[_called(plan), *_computations(plan, list(groups.values()))] for plan, _ in samples]
     counts = np.array(rows, dtype=np.float64).reshape(len(samples), 1 + len(groups))
     _check_rank(counts, ["the fixed cost of a step", *groups])
     # Columns of one size: counts of groups with many and with few sites differ by orders of magnitude.
@@ -140,6 +140,11 @@ def _grouped(sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:
     for site in sites:
         groups[site.group] = (*groups.get(site.group, ()), site.name)
     return groups
+
+
+def _called(plan: Plan) -> int:
+    """In how many steps the denoiser is called, not its last answer replayed."""
+    return sum(not step.replays for step in plan.canonical().steps)
 
 
 def _computations(plan: Plan, groups: Sequence[Sequence[str]]) -> NDArray[np.float64]:

@@ -10,14 +10,13 @@ sampling step. A record says where its step lies on the noise axis and what each
     `G`      the plan's gate decides during the run: compute or serve (`festina.gates`)
     `T`      compute for some tokens, and reuse for all others (`festina.tokens`)
 
-This module imports no model code and no torch. The text of the file is made and read by `festina.plan_file`.
+This module imports no model code and no torch. Steps are in `festina.records`, the normal form in `festina.canonical`;
+the text of the file is made and read by `festina.plan_file`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,75 +26,63 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from festina.canonical import canonical, key_of
 from festina.errors import FestinaError
-from festina.forecasts import BASES, NEWTON, TAYLOR
+from festina.forecasts import BASES, NEWTON
 from festina.gates import Gate
-from festina.names import OUTPUT, parse
-from festina.noise import even_noise as even_noise
-from festina.noise import nearest, respaced
-from festina.strict import brief, is_number, is_unicode, plain
-from festina.strict import write_whole as write_whole
-from festina.tokens import Tokens, check_shares
+from festina.names import parse
+from festina.noise import even_noise, nearest, respaced
+from festina.records import (
+    ACTIONS,
+    ALL,
+    BRANCHES,
+    COMPUTE,
+    CONDITIONAL,
+    FORECASTS,
+    GATED,
+    MAX_STEPS,
+    MERGED,
+    PARTIAL,
+    REUSE,
+    SKIP,
+    Measurement,
+    Step,
+    check_steps,
+    enclosing_sites,
+    want,
+)
+from festina.strict import is_unicode, plain, read_whole, write_whole
+from festina.tokens import Tokens
 
-COMPUTE, REUSE, SKIP, GATED, PARTIAL = "C", "R", "S", "G", "T"
-FORECASTS = "123456789"
-ACTIONS = COMPUTE + REUSE + SKIP + GATED + PARTIAL + FORECASTS
-
-ALL, CONDITIONAL, MERGED = "all", "conditional", "merged"
-BRANCHES = (ALL, CONDITIONAL, MERGED)
-"""Which branches of guidance the denoiser runs for: all that the pipeline asks for; only the one with the caption,
-whose answer stands for the other; or only one, with the mean of what was stored of both (T-GATE, arXiv 2404.02747)."""
+__all__ = [
+    "ACTIONS",
+    "ALL",
+    "BRANCHES",
+    "COMPUTE",
+    "CONDITIONAL",
+    "FORECASTS",
+    "GATED",
+    "MAX_BYTES",
+    "MAX_NAME",
+    "MAX_SITES",
+    "MAX_STEPS",
+    "MERGED",
+    "PARTIAL",
+    "REUSE",
+    "SKIP",
+    "Measurement",
+    "Plan",
+    "Step",
+    "enclosing_sites",
+    "even_noise",
+    "want",
+    "write_whole",
+]
 
 MAX_BYTES = 16 * 2**20
 """Largest plan file that is read; a plan of 1000 steps and 1000 sites has about 1 MB."""
 
-MAX_STEPS, MAX_SITES, MAX_NAME = 10_000, 20_000, 512
-
-
-@dataclass(frozen=True)
-class Step:
-    """One sampling step.
-
-    Attributes:
-        noise: place on the noise axis as a share of the training schedule, 1 = pure noise, 0 = clean; falls from
-            step to step. Records belong to noise levels: `Plan.resample` looks a new step up by it.
-        actions: one character of `ACTIONS` per site of the plan, in the plan's order of sites.
-        branches: which branches of guidance run, one of `BRANCHES`.
-        injected: how much of the initial latents is added to the latents after this step.
-        ahead: for how many of the steps that follow the denoiser answers too, all in one call (Faster Diffusion, arXiv
-            2312.09608). For U-Nets, where these serve all that comes of the latents.
-        shares: for each site whose action is `T` the share of its tokens that is computed, in [0, 1], and 0 for all
-            others; () in a step without `T`.
-    """
-
-    noise: float
-    actions: str
-    branches: str = ALL
-    injected: float = 0.0
-    ahead: int = 0
-    shares: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One measured figure of a plan.
-
-    Attributes:
-        name: what was measured, e.g. "reward".
-        value: the figure.
-        unit: its unit, "" for a pure number.
-        conditions: prompts, hardware, library versions, ... in a sentence.
-    """
-
-    name: str
-    value: float
-    unit: str
-    conditions: str
-
-    def __post_init__(self) -> None:
-        words = (self.name, self.unit, self.conditions)
-        want(all(isinstance(word, str) for word in words), "the words of a measurement are texts")
-        want(is_number(self.value), f"the measured {self.name!r} is no finite number")
+MAX_SITES, MAX_NAME = 20_000, 512
 
 
 @dataclass(frozen=True)
@@ -134,7 +121,6 @@ class Plan:
 
     def __post_init__(self) -> None:
         want(0 < len(self.sites) <= MAX_SITES, f"{len(self.sites)} sites; a plan has 1 to {MAX_SITES}")
-        want(0 < len(self.steps) <= MAX_STEPS, f"{len(self.steps)} steps; a plan has 1 to {MAX_STEPS}")
         _name(self.denoiser, "'denoiser'")
         _name(self.method, "'method'")
         short = isinstance(self.sampler, str) and len(self.sampler) <= MAX_NAME
@@ -144,26 +130,7 @@ class Plan:
             parse(site)
         object.__setattr__(self, "settings", plain(self.settings))
         want(len(set(self.sites)) == len(self.sites), "a plan names each site once; found a name twice")
-        last = math.inf
-        for index, step in enumerate(self.steps):
-            if len(step.actions) != len(self.sites):
-                raise FestinaError(
-                    f"step {index} has {len(step.actions)} actions for {len(self.sites)} sites; wanted one each."
-                )
-            if unknown := set(step.actions) - set(ACTIONS):
-                raise FestinaError(
-                    f"step {index} has unknown actions {sorted(unknown)}; wanted letters of {ACTIONS!r}."
-                )
-            want(step.branches in BRANCHES, f"step {index} has branches {step.branches!r:.40}, none of {BRANCHES}")
-            want(is_number(step.injected), f"what is injected after step {index} is no finite number")
-            whole = type(step.ahead) is int and 0 <= step.ahead <= MAX_STEPS
-            want(whole, f"the steps that step {index} answers ahead are no whole number from 0 to {MAX_STEPS}")
-            check_shares(index, step.shares, [action == PARTIAL for action in step.actions])
-            if not 0 <= step.noise <= 1 or not step.noise < last:
-                raise FestinaError(
-                    f"step {index} lies at noise {step.noise}; wanted shares in [0, 1] that fall from step to step."
-                )
-            last = step.noise
+        check_steps(len(self.sites), self.steps)
         want(self.basis in BASES, f"unknown basis of forecasts {self.basis!r:.40}; wanted one of {', '.join(BASES)}")
         gated = any(GATED in step.actions for step in self.steps)
         want(self.gate is not None or not gated, "some actions are 'G', but there is no gate to decide")
@@ -212,7 +179,8 @@ class Plan:
 
     def mask(self) -> NDArray[np.bool_]:
         """Which site computes in which step, bool (steps, sites)."""
-        computes: NDArray[np.bool_] = self.table() == COMPUTE
+        called = np.array([not step.replays for step in self.steps])
+        computes: NDArray[np.bool_] = (self.table() == COMPUTE) & called[:, None]
         return computes
 
     def computed_steps(self, site: str | None = None) -> tuple[int, ...]:
@@ -236,65 +204,39 @@ class Plan:
         written `R`. A forecast of order k needs k + 1 computed values; with fewer it falls to what they allow, and
         order 0 is `R`; what a gate may have computed does not count. Where nothing is gated there is no gate, and where
         all forecasts are the same in every basis, it is the usual one. `T` with a share of 0 is `R`, and where there
-        is no `T`, no tokens are chosen. `ahead` is cut to what one call can answer (`festina.answering`). Two plans
-        with the same canonical form run identically.
+        is no `T`, no tokens are chosen. `ahead` is cut to what one call can answer (`festina.answering`). A step that
+        replays has nothing to say of sites, and runs for the branches of the step before it; the first replays nothing.
+        Two plans with the same canonical form run identically.
         """
-        from festina.answering import cut_ahead
+        return canonical(self)
 
-        parents = enclosing_sites(self.sites)
-        computed = [0] * len(self.sites)
-        rows = []
-        for index, step in enumerate(self.steps):
-            before = self.steps[index - 1].branches
-            anew = index == 0 or (step.branches != before and before != ALL)
-            row = [COMPUTE] * len(self.sites) if anew else list(step.actions)
-            for site in _outermost_first(parents):
-                action = row[site]
-                if any(row[parent] not in COMPUTE + GATED for parent in parents[site]):
-                    action = REUSE
-                elif action in FORECASTS:
-                    order = min(int(action), computed[site] - 1)
-                    action = str(order) if order > 0 else REUSE
-                elif action == PARTIAL and not step.shares[site]:
-                    action = REUSE
-                row[site] = action
-                certain = all(row[parent] == COMPUTE for parent in parents[site])
-                computed[site] += action == COMPUTE and certain
-            # A step without `T` has no shares.
-            kept = [share if action == PARTIAL else 0.0 for action, share in zip(row, step.shares, strict=False)]
-            rows.append(replace(step, actions="".join(row), shares=tuple(kept) if PARTIAL in row else ()))
-        rows = cut_ahead(self.sites, rows)
-        used = set().union(*(step.actions for step in rows))
-        gate, tokens = self.gate if GATED in used else None, self.tokens if PARTIAL in used else None
-        # A line through two values is one line, whether written by Newton or by Taylor.
-        order = max([int(action) for action in used & set(FORECASTS)] + [gate.order if gate else 0])
-        plain_basis = order == 0 or (order == 1 and self.basis == TAYLOR)
-        basis = NEWTON if plain_basis else self.basis
-        return replace(self, steps=tuple(rows), gate=gate, tokens=tokens, basis=basis)
+    def replaying(self, factors: Mapping[int, float]) -> Plan:
+        """This plan with the denoiser's call left out of some steps, where its last answer is given again.
+
+        Args:
+            factors: by step what the answer is multiplied with there, see `Step.replay`.
+
+        Raises:
+            FestinaError: the plan has no such step, or it is the first, which has nothing to replay.
+        """
+        if outside := [step for step in factors if not 0 < step < len(self.steps)]:
+            raise FestinaError(f"nothing can be replayed in step {outside[0]}; wanted 1 to {len(self.steps) - 1}.")
+        steps = (
+            replace(step, replay=factors[place]) if place in factors else step for place, step in enumerate(self.steps)
+        )
+        return replace(self, steps=tuple(steps), measured=())
 
     def key(self) -> str:
-        """SHA-256 (hex) of what the plan does: denoiser, sites, canonical actions, and how forecasts and the gate work
+        """SHA-256 (hex) of what the plan does: denoiser, sites, canonical steps, and how forecasts and the gate work
         where there are any. Provenance does not enter."""
-        plan = self.canonical()
-        what = [plan.denoiser, *plan.sites, *(step.actions for step in plan.steps)]
-        what += [] if plan.basis == NEWTON else [plan.basis]
-        if any(step.branches != ALL for step in plan.steps):
-            what += [step.branches for step in plan.steps]
-        if any(step.injected for step in plan.steps):
-            what += [repr(float(step.injected)) for step in plan.steps]
-        if any(step.ahead for step in plan.steps):
-            what += [f"{step.ahead} ahead" for step in plan.steps]
-        if plan.tokens is not None:
-            what += [repr([float(share) for share in step.shares]) for step in plan.steps]
-            what += [json.dumps(plan.tokens.to_record(), sort_keys=True)]
-        what += [] if plan.gate is None else [json.dumps(plan.gate.to_record(), sort_keys=True)]
-        return hashlib.sha256("\n".join(what).encode()).hexdigest()
+        return key_of(self.canonical())
 
     def resample(self, steps: int) -> Plan:
         """The plan for another number of steps: each new step takes the record nearest in noise level.
 
         New steps are spread over the same range of noise, spaced like the old ones. Ties go to the noisier record.
         Nothing is answered ahead (`Step.ahead`): how far that can go depends on the steps that follow, now others.
+        What replays does so over the same range of noise, by the same factor: in several steps where there are more.
 
         Raises:
             FestinaError: `steps` is less than 1 or more than a plan can have.
@@ -345,30 +287,7 @@ class Plan:
         Raises:
             FestinaError: the file cannot be read or is not a valid plan.
         """
-        where = Path(path)
-        try:
-            with where.open("rb") as stream:
-                content = stream.read(MAX_BYTES + 1)
-            text = content.decode("utf-8")
-        except (OSError, ValueError) as error:
-            raise FestinaError(f"cannot read the plan {where}: {brief(error)}") from None
-        if len(content) > MAX_BYTES:
-            raise FestinaError(f"{where}: larger than a plan can be ({MAX_BYTES} bytes).")
-        try:
-            return Plan.from_json(text)
-        except FestinaError as error:
-            raise FestinaError(f"{where}: {error}") from None
-
-
-def enclosing_sites(sites: Sequence[str]) -> list[list[int]]:
-    """For each site the indices of the sites that contain it, read off the names (`festina.names`)."""
-    names = [parse(site) for site in sites]
-    wide = [(index, name) for index, name in enumerate(names) if name.kind != OUTPUT]
-    return [[index for index, outer in wide if outer.encloses(inner)] for inner in names]
-
-
-def _outermost_first(parents: Sequence[Sequence[int]]) -> list[int]:
-    return sorted(range(len(parents)), key=lambda site: len(parents[site]))
+        return read_whole(Path(path), "plan", MAX_BYTES, Plan.from_json)
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
@@ -378,9 +297,3 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 
 def _name(value: Any, what: str) -> None:
     want(isinstance(value, str) and 0 < len(value) <= MAX_NAME, f"{what} is a text of 1 to {MAX_NAME} letters")
-
-
-def want(holds: bool, message: str) -> None:
-    """Raise a `FestinaError` that says what a valid plan has, unless it holds."""
-    if not holds:
-        raise FestinaError(f"not a valid plan: {message}.")

@@ -1,7 +1,8 @@
 """The text of a plan file: strict JSON, one line per site and step, so that it reads as a table and diffs by step.
 
 Schema 2 added `basis`, `gate` and, in plans that want them, `tokens` and, in their steps, `branches`, `injected`,
-`ahead` and `shares`; files of schema 1 are read as plans that have none of them.
+`ahead` and `shares`; files of schema 1 are read as plans that have none of them. Schema 3 added `replay` to steps; a
+plan that replays nothing is written as before, so that its file stays what it was and older versions can read it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from festina.plan import ALL, Measurement, Plan, Step, want
 from festina.strict import is_number, read_json
 from festina.tokens import Tokens
 
-SCHEMA = 2
-"""Version of the plan file this code writes; it reads all up to it."""
+SCHEMA = 3
+"""Latest version of the plan file. All up to it are read; written is the first that has words for all of a plan."""
+
+_WITHOUT_REPLAY = 2
 
 
 def text_of(plan: Plan) -> str:
     """The plan file's text; equal plans give equal text."""
     record = {
-        "festina_plan": SCHEMA,
+        "festina_plan": SCHEMA if any(step.replays for step in plan.steps) else _WITHOUT_REPLAY,
         "denoiser": plan.denoiser,
         "sampler": plan.sampler,
         "method": plan.method,
@@ -64,6 +67,8 @@ def _step_record(step: Step) -> dict[str, Any]:
         record["ahead"] = step.ahead
     if step.shares:
         record["shares"] = [float(share) for share in step.shares]
+    if step.replay is not None:
+        record["replay"] = float(step.replay)
     return record
 
 
@@ -89,7 +94,7 @@ def read_text(text: str) -> Plan:
     return Plan(
         denoiser=record["denoiser"],
         sites=tuple(sites),
-        steps=tuple(_read_step(number, step) for number, step in enumerate(steps)),
+        steps=tuple(_read_step(number, step, version) for number, step in enumerate(steps)),
         method=record["method"],
         settings=record["settings"],
         sampler=record["sampler"],
@@ -100,10 +105,12 @@ def read_text(text: str) -> Plan:
     )
 
 
-def _read_step(number: int, record: Any) -> Step:
+def _read_step(number: int, record: Any, version: int) -> Step:
     want(isinstance(record, dict), f"step {number} is an object")
     whole = {"branches": ALL, "injected": 0.0, "ahead": 0, "shares": []} | record
-    _keys(whole, {"noise", "actions", "branches", "injected", "ahead", "shares"}, f"step {number}")
+    known = {"noise", "actions", "branches", "injected", "ahead", "shares"}
+    _keys(whole, known | ({"replay"} & set(record) if version > _WITHOUT_REPLAY else set()), f"step {number}")
+    want(is_number(whole.get("replay", 0.0)), f"'replay' of step {number} is a number")
     want(is_number(record["noise"]), f"'noise' of step {number} is a number")
     want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
     want(isinstance(whole["branches"], str), f"'branches' of step {number} is a text")
@@ -118,6 +125,7 @@ def _read_step(number: int, record: Any) -> Step:
         injected=float(whole["injected"]),
         ahead=whole["ahead"],
         shares=tuple(float(share) for share in whole["shares"]),
+        replay=float(whole["replay"]) if "replay" in whole else None,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from festina import methods
+from festina.calibration.coherence import measure_coherence
 from festina.errors import FestinaError
 from festina.methods.pab import kind_of
 from festina.plan import Plan
@@ -18,6 +19,9 @@ from festina.sites import block_sites, component_sites, find_denoiser
 
 Knobs = Mapping[str, Any]
 """A method's settings: JSON values by name."""
+
+_REPLAYED_PICTURES = 4
+"""Pictures on which factors of replayed answers are measured."""
 
 Calibrate = Callable[[], Any]
 """Gives the calibration of the pipeline: made when it is first asked for, the same from then on."""
@@ -169,6 +173,17 @@ def _make_magcache(pipe: Any, steps: int, knobs: Knobs, calibration: Any) -> Pla
     return methods.magcache(pipe, steps, calibration, knobs["threshold"], knobs["longest"])
 
 
+def _make_ltc_accel(pipe: Any, steps: int, knobs: Knobs, calibration: Any) -> Plan:
+    """Replaying after a first share of the steps, by the factor 1 or one that is measured on the first pictures."""
+    interval = methods.released_interval(steps, knobs["start"])
+    if knobs["factors"] == "one":
+        return methods.ltc_accel(pipe, steps, interval)
+    prompts, seeds = zip(*calibration.pictures[:_REPLAYED_PICTURES], strict=True)
+    replayed = methods.replayed_steps(interval)
+    measured = measure_coherence(pipe, prompts, steps, replayed, seeds, calibration.guidance, calibration.call)
+    return methods.ltc_accel(pipe, steps, interval, coherence=measured)
+
+
 CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "fora", _intervals(2, 3, 4, 5, 6), lambda pipe, steps, knobs, _: methods.fora(pipe, steps, knobs["interval"])
@@ -237,6 +252,12 @@ CATALOGUE: tuple[Entry, ...] = (
         "magcache",
         _these(*({"threshold": value, "longest": most} for value, most in ((0.06, 3), (0.12, 3), (0.24, 5), (0.5, 5)))),
         _make_magcache,
+        needs_calibration=True,
+    ),
+    Entry(
+        "ltc_accel",
+        _these(*({"start": start, "factors": kind} for kind in ("one", "measured") for start in (0.25, 0.45, 0.65))),
+        _make_ltc_accel,
         needs_calibration=True,
     ),
     Entry(

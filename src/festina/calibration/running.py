@@ -79,7 +79,7 @@ def calibrate(
         type(denoiser).__name__, names, places.feature, sampler_of(pipe), steps, guidance, call or {}, places.measures
     )
     pictures = [(str(prompt), int(seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
-    arguments = [_arguments(pipe, picture, settings) for picture in pictures]
+    arguments = [call_arguments(pipe, picture, steps, guidance, settings.call) for picture in pictures]
     done = settings if out is None else _so_far(Path(out), settings, pictures)
     for number in range(len(done.pictures), len(pictures)):
         done = done.with_picture(pictures[number], _measured(pipe, arguments[number], places, steps))
@@ -102,11 +102,12 @@ def _measured(pipe: Any, arguments: Mapping[str, Any], places: Places, steps: in
             if tuple(site.name for site in component_sites(denoiser)) == names:
                 hooks.enter_context(listening(denoiser, places, observer))
         pipe(**arguments)
-        _want_whole(run, steps)
+        want_whole_run(run, steps)
         return observer.measured(steps)
 
 
-def _want_whole(run: Run, steps: int) -> None:
+def want_whole_run(run: Run, steps: int) -> None:
+    """Raise a `FestinaError` unless the last run went through all of so many steps."""
     clock = run.clock
     if clock.first != 0 or clock.ended != steps:
         raise FestinaError(
@@ -115,28 +116,35 @@ def _want_whole(run: Run, steps: int) -> None:
         )
 
 
-def _arguments(pipe: Any, picture: tuple[str, int], settings: Calibration) -> dict[str, Any]:
+def call_arguments(
+    pipe: Any, picture: tuple[str, int], steps: int, guidance: float | None, call: Mapping[str, Any]
+) -> dict[str, Any]:
     """The arguments of the pipeline's call for one picture.
+
+    Args:
+        pipe: the pipeline.
+        picture: what to draw, and the seed of its noise.
+        steps, guidance, call: see `calibrate`.
 
     Raises:
         FestinaError: it does not take them.
     """
     (prompt, seed), name = picture, type(pipe).__name__
-    if taken := sorted(set(settings.call) & set(RESERVED)):
+    if taken := sorted(set(call) & set(RESERVED)):
         raise FestinaError(f"prompts, seeds and guidance decide {taken}; leave it out of the call's further arguments.")
     accepted = inspect.signature(type(pipe).__call__).parameters
-    arguments: dict[str, Any] = {"num_inference_steps": settings.steps}
+    arguments: dict[str, Any] = {"num_inference_steps": steps}
     if "prompt" in accepted or "class_labels" not in accepted:
         arguments["prompt"] = prompt
     elif prompt.isdecimal():
         arguments["class_labels"] = [int(prompt)]
     else:
         raise FestinaError(f"{name} takes class labels; {prompt!r:.40} is no number.")
-    if settings.guidance is not None:
-        arguments["guidance_scale"] = settings.guidance
+    if guidance is not None:
+        arguments["guidance_scale"] = guidance
     if "output_type" in accepted:
         arguments["output_type"] = "latent"
-    arguments |= {**settings.call, "generator": torch.Generator().manual_seed(seed)}
+    arguments |= {**call, "generator": torch.Generator().manual_seed(seed)}
     if unknown := sorted(set(arguments) - set(accepted)):
         raise FestinaError(f"{name} cannot be calibrated so: its call takes no {', '.join(unknown)}.")
     return arguments

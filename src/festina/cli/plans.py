@@ -50,6 +50,10 @@ def show(file: PlanFile) -> None:
     colour = console.is_terminal
     for index, step in enumerate(canonical.steps):
         line = Text(f"{index:3d} {step.noise:5.3f} ")
+        if step.replay is not None:
+            line.append(f"the last answer, times {step.replay:.4g}")
+            console.print(line, no_wrap=True, crop=False, soft_wrap=True)
+            continue
         for action in step.actions:
             mark = action if action in FORECASTS else _MARKS[action]
             line.append(mark, style=_STYLES.get(action, "on blue") if colour else "")

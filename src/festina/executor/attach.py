@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from festina.cost import values_held
 from festina.errors import FestinaError
 from festina.executor.ahead import check_ahead
 from festina.executor.compiled import (
@@ -23,17 +22,18 @@ from festina.executor.compiled import (
     uncompiled,
     way_to,
 )
+from festina.executor.fitting import check_free, check_gate, columns_of, has_sites, refuse_cached
 from festina.executor.listening import ending_run, listening_context, listening_forward
 from festina.executor.patch import Patch, Patches, Wrapper, current
+from festina.executor.replay import check_replay
 from festina.executor.run import Run
 from festina.executor.scheduler import MARK as _MARK
 from festina.executor.scheduler import Link, beginning_midway, starting_run
 from festina.executor.scheduler import ending_step as _ending_step
 from festina.executor.serving import Column, serving_forwards
-from festina.names import RESIDUAL, parse
-from festina.plan import COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan, enclosing_sites
-from festina.sites import find_denoiser, resolve
-from festina.token_cost import BY_TOKEN
+from festina.names import parse
+from festina.plan import Plan, enclosing_sites
+from festina.sites import find_denoiser
 
 
 def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
@@ -54,12 +54,13 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
     denoisers = denoisers_of(pipe)
     name, first = denoisers[0]
     scheduler = getattr(pipe, "scheduler", None) if pipe is not first else None
-    run = Run(plan, first, _columns(uncompiled(first), plan), type(pipe).__name__)
-    _check_gate(uncompiled(first), plan)
+    run = Run(plan, first, columns_of(uncompiled(first), plan), type(pipe).__name__)
+    check_gate(uncompiled(first), plan)
     check_ahead(uncompiled(first), plan, run.columns)
-    experts = [(name, first)] + [other for other in denoisers[1:] if _has_sites(other[1], plan)]
+    check_replay(scheduler, plan)
+    experts = [(name, first)] + [other for other in denoisers[1:] if has_sites(other[1], plan)]
     for _, denoiser in experts:
-        _check_free(denoiser, scheduler)
+        check_free(denoiser, scheduler)
     attached = _Attached(run, Link(run), pipe)
     try:
         for place, (name, denoiser) in enumerate(experts):
@@ -198,7 +199,7 @@ class _Attached:
     def follow(self) -> None:
         """Before a run: move to modules that took the place of others (LoRA), and see that none was compiled."""
         for name, denoiser, compiled in self.denoisers:
-            _refuse_cached(denoiser)
+            refuse_cached(denoiser)
             refuse_since(denoiser, compiled, getattr(self.pipe, name, denoiser))
         moved = []
         for wrapped in self.wrapped:
@@ -285,79 +286,3 @@ class _Attached:
 
 def _ways(denoiser: nn.Module, target: _Target) -> list[list[tuple[str, nn.Module]]]:
     return [way_to(denoiser, path) for path in target.paths]
-
-
-def _check_free(denoiser: nn.Module, scheduler: Any) -> None:
-    if vars(uncompiled(denoiser)).get(_MARK) is not None:
-        raise FestinaError("a plan is already applied to this denoiser; call festina.remove first.")
-    _refuse_cached(denoiser)
-    if scheduler is not None and vars(scheduler).get(_MARK) is not None:
-        raise FestinaError(
-            "this scheduler already drives another accelerated denoiser; give each pipeline a scheduler of its own, "
-            "e.g. type(scheduler).from_config(scheduler.config)."
-        )
-
-
-def _refuse_cached(denoiser: nn.Module) -> None:
-    if getattr(denoiser, "is_cache_enabled", False):
-        raise FestinaError(
-            "this denoiser runs with diffusers' own cache; call disable_cache() on it before applying a plan."
-        )
-
-
-def _has_sites(denoiser: nn.Module, plan: Plan) -> bool:
-    try:
-        resolve(uncompiled(denoiser), plan.sites)
-    except FestinaError:
-        return False
-    return True
-
-
-def _columns(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
-    """What a plan says of each site, with one step more than it has: one that computes and keeps everything."""
-    name = type(denoiser).__name__
-    if plan.denoiser != name:
-        raise FestinaError(
-            f"the plan is for {plan.denoiser}, this denoiser is a {name}. Use a plan made for this model."
-        )
-    columns, held = [], values_held(plan)
-    for index, site in enumerate(resolve(denoiser, plan.sites)):
-        actions = "".join(step.actions[index] for step in plan.steps)
-        runnable = COMPUTE + REUSE + FORECASTS + (SKIP + GATED if site.kind == RESIDUAL else "")
-        runnable += PARTIAL if site.role in BY_TOKEN else ""
-        if unknown := set(actions) - set(runnable):
-            raise FestinaError(
-                f"{site.name}: a site of the kind {site.kind!r} cannot run the actions {sorted(unknown)}, only "
-                f"{runnable!r}; it is a {site.role}."
-            )
-        most = tuple(held[:, index].tolist())
-        shares = tuple(step.shares[index] if step.shares else 0.0 for step in plan.steps) if PARTIAL in actions else ()
-        columns.append(Column(site, actions + COMPUTE, (*most, max(1, *most)), plan.basis, shares))
-    return tuple(columns)
-
-
-def _check_gate(denoiser: nn.Module, plan: Plan) -> None:
-    """See that what the gate looks at is there, and computes when it is asked.
-
-    Raises:
-        FestinaError: it is not, or does not.
-    """
-    gate = plan.gate
-    if gate is None:
-        return
-    resolve(denoiser, (gate.probe,))
-    table, names, probe = plan.table(), [parse(site) for site in plan.sites], parse(gate.probe)
-    asked = (table == GATED).any(axis=1)
-    gated = [name for index, name in enumerate(names) if GATED in table[:, index]]
-    for index, name in enumerate(names):
-        served = (table[asked, index] != COMPUTE).any()
-        if served and name not in gated and (name == probe or name.encloses(probe) or probe.encloses(name)):
-            raise FestinaError(
-                f"the gate looks at {gate.probe!r}, but {name.text!r} is served in steps in which it decides. Let it "
-                f"compute there."
-            )
-        if served and gate.decider == "row" and any(outer.encloses(name) for outer in gated):
-            raise FestinaError(
-                f"rows that decide for themselves want everything within the gated sites to compute; {name.text!r} "
-                f"does not. Use the gate's decider 'call', or leave this site out."
-            )

@@ -175,6 +175,47 @@ class Branches:
         return oldest
 
 
+class Denoisers:
+    """Which of a pipeline's denoisers were called, and the branches of each.
+
+    A pipeline with two experts changes from one to the other midway: what the first left behind is never read again.
+    One that calls both in each step (a weaker model as guidance) needs what both keep.
+    """
+
+    def __init__(self) -> None:
+        self._branches: dict[int, set[str]] = {}
+        self._before: set[int] = set()
+        self._now: set[int] = set()
+
+    def clear(self) -> None:
+        self._branches.clear()
+        self._before, self._now = set(), set()
+
+    def end_step(self) -> None:
+        self._before, self._now = self._now, set()
+
+    def call(self, denoiser: int) -> set[str]:
+        """A call of a denoiser begins; returns the branches that are over by that."""
+        over: set[str] = set()
+        if not self._now and self._before:
+            needed = {denoiser} | (self._before if len(self._before) > 1 else set())
+            for other in set(self._branches) - needed:
+                over |= self._branches.pop(other)
+        self._now.add(denoiser)
+        return over
+
+    def of(self, denoiser: int) -> set[str]:
+        """The branches of a denoiser."""
+        return self._branches.get(denoiser, set())
+
+    def any_now(self) -> bool:
+        """Whether one was called in the present step."""
+        return bool(self._now)
+
+    def add(self, denoiser: int, branch: str) -> None:
+        self._branches.setdefault(denoiser, set()).add(branch)
+
+
 def _fitting(free: list[Branch], leaves: Leaves) -> list[Branch]:
     """The branches that a call may be one of: whose conditioning it is given, or one with the same values."""
 

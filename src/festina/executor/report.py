@@ -120,3 +120,24 @@ def price(
             each = len(traced.returned.get(column.site.path, ()))
             macs += table.sites[column.site.name].attention * column.computed[signature] // (2 * max(1, each))
     return Spent(macs, uncached, visits)
+
+
+def told(method: str, report: RunReport) -> str:
+    """A report in a few lines.
+
+    Args:
+        method: what made the plan.
+        report: the report.
+    """
+    computed, served = sum(report.computed.values()), sum(report.served.values())
+    partial = sum(report.partial.values())
+    share = computed / max(1, computed + served + partial)
+    for_some = f", {partial} for some tokens" if partial else ""
+    ratio = report.macs_uncached / max(1, report.macs)
+    return (
+        f"plan {method!r}: {report.steps} steps, {report.calls} calls of the denoiser in "
+        f"{report.seconds:.2f} s\n"
+        f"{computed} site calls computed, {served} served{for_some} ({share:.0%} computed)\n"
+        f"{report.macs / 1e9:.2f} GMACs of {report.macs_uncached / 1e9:.2f} uncached ({ratio:.2f} times fewer)\n"
+        f"{report.peak_bytes / 2**20:.2f} MiB held at most between steps"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,60 +11,20 @@ from torch import Tensor, nn
 
 from festina.errors import FestinaError
 from festina.executor.ahead import Ahead
-from festina.executor.branches import Branch, Branches
+from festina.executor.branches import Branch, Branches, Denoisers
 from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, parameter_names
 from festina.executor.clock import StepClock
 from festina.executor.compiled import uncompiled
 from festina.executor.gating import GateRun
 from festina.executor.guidance import CONDITIONAL_FIRST, GuidanceRun
 from festina.executor.injection import Injection
-from festina.executor.report import CallRecord, RunReport, price
+from festina.executor.replay import Replay
+from festina.executor.report import CallRecord, RunReport, price, told
 from festina.executor.serving import Column
 from festina.executor.store import Store
 from festina.executor.tokens import TokenRun
 from festina.plan import ALL, COMPUTE, SKIP, Plan
 from festina.trace import Call
-
-
-class _Denoisers:
-    """Which of a pipeline's denoisers were called, and the branches of each.
-
-    A pipeline with two experts changes from one to the other midway: what the first left behind is never read again.
-    One that calls both in each step (a weaker model as guidance) needs what both keep.
-    """
-
-    def __init__(self) -> None:
-        self._branches: dict[int, set[str]] = {}
-        self._before: set[int] = set()
-        self._now: set[int] = set()
-
-    def clear(self) -> None:
-        self._branches.clear()
-        self._before, self._now = set(), set()
-
-    def end_step(self) -> None:
-        self._before, self._now = self._now, set()
-
-    def call(self, denoiser: int) -> set[str]:
-        """A call of a denoiser begins; returns the branches that are over by that."""
-        over: set[str] = set()
-        if not self._now and self._before:
-            needed = {denoiser} | (self._before if len(self._before) > 1 else set())
-            for other in set(self._branches) - needed:
-                over |= self._branches.pop(other)
-        self._now.add(denoiser)
-        return over
-
-    def of(self, denoiser: int) -> set[str]:
-        """The branches of a denoiser."""
-        return self._branches.get(denoiser, set())
-
-    def any_now(self) -> bool:
-        """Whether one was called in the present step."""
-        return bool(self._now)
-
-    def add(self, denoiser: int, branch: str) -> None:
-        self._branches.setdefault(denoiser, set()).add(branch)
 
 
 class Run:
@@ -79,6 +40,8 @@ class Run:
         injection: adds initial noise to the latents where the plan says so.
         calls: the first call with tensors of certain shapes, by these shapes, of the current or the last run.
         before_start: called before each run: whether everything is still in its place.
+        revise: makes of the guided output that a scheduler is given in a step what it steps with; None leaves it. For
+            calibrations.
     """
 
     def __init__(self, plan: Plan, denoiser: nn.Module, columns: tuple[Column, ...], pipeline: str = "") -> None:
@@ -93,12 +56,14 @@ class Run:
         self.injection = Injection([step.injected for step in plan.steps])
         self.calls: dict[Signature, CallRecord] = {}
         self.before_start: Callable[[], None] = lambda: None
+        self.revise: Callable[[Any], Any] | None = None
         self._guidance = GuidanceRun(self.clock, self.store, pipeline in CONDITIONAL_FIRST)
         self._denoiser = denoiser
         self._names = parameter_names(denoiser)
         self._ahead = Ahead(plan, columns, self._names, self.clock, self.store)
+        self._replay = Replay(plan, self.clock, self.store)
         self._branches = Branches()
-        self._used = _Denoisers()
+        self._used = Denoisers()
         self._schedule: Tensor | None = None
         self._began = self._seconds = 0.0
         self._steps_done = 0
@@ -223,7 +188,7 @@ class Run:
             return original(*args, **kwargs)
 
         def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._ahead.answer(compute, args, kwargs)
+            return self._replay.answer(functools.partial(self._ahead.answer, compute), args, kwargs)
 
         step = self.clock.step
         branches = self.plan.steps[step].branches if step < len(self.plan.steps) else ALL
@@ -276,8 +241,9 @@ class Run:
         last = self.clock.first if branch.last_step == self.clock.steps else branch.last_step
         if last is None or step - last < 2 or step == self.clock.steps:
             return
+        called = [place for place in range(last + 1, step) if not self.plan.steps[place].replays]
         for column in self.columns:
-            if COMPUTE in column.actions[last + 1 : step]:
+            if any(column.actions[place] == COMPUTE for place in called):
                 self.store.trim_visits(branch.name, column.site.name, 0)
 
     def _drop_unread(self, step: int) -> None:
@@ -285,6 +251,7 @@ class Run:
         for column in self.columns:
             for branch in self._branches.names():
                 self.store.trim_visits(branch, column.site.name, column.held[step])
+        self._replay.begun_at(step, self._branches.names())
 
     def report(self) -> RunReport:
         """What the last run did; during a run, what it did so far. Traces one call of each shape for its price.
@@ -318,16 +285,4 @@ class Run:
 
     def summary(self) -> str:
         """The report in a few lines."""
-        report = self.report()
-        computed, served = sum(report.computed.values()), sum(report.served.values())
-        partial = sum(report.partial.values())
-        share = computed / max(1, computed + served + partial)
-        for_some = f", {partial} for some tokens" if partial else ""
-        ratio = report.macs_uncached / max(1, report.macs)
-        return (
-            f"plan {self.plan.method!r}: {report.steps} steps, {report.calls} calls of the denoiser in "
-            f"{report.seconds:.2f} s\n"
-            f"{computed} site calls computed, {served} served{for_some} ({share:.0%} computed)\n"
-            f"{report.macs / 1e9:.2f} GMACs of {report.macs_uncached / 1e9:.2f} uncached ({ratio:.2f} times fewer)\n"
-            f"{report.peak_bytes / 2**20:.2f} MiB held at most between steps"
-        )
+        return told(self.plan.method, self.report())

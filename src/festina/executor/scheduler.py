@@ -14,6 +14,7 @@ from typing import Any
 
 from festina.errors import FestinaError
 from festina.executor.calls import entry_given, entry_of
+from festina.executor.guidance import Arguments
 from festina.executor.patch import Wrapper
 from festina.executor.run import Run
 
@@ -58,6 +59,15 @@ class Link:
         """A scheduler has been told at which of its timesteps to begin."""
         if self.run is not None and entry is not None:
             self.run.begin_at(int(entry))
+
+    def revised(self, scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """The arguments of a scheduler's step as the run wants them: with another output of the denoiser, if any."""
+        run = self.run
+        if run is None or run.revise is None or not run.clock.running or self._counting not in (None, scheduler):
+            return args, kwargs
+        if "model_output" in kwargs:
+            return args, {**kwargs, "model_output": run.revise(kwargs["model_output"])}
+        return (run.revise(args[0]), *args[1:]), kwargs
 
     def end_step(self, scheduler: Any, timestep: Any, sample: Any, result: Any) -> Any:
         """A scheduler has made a step from a sample; returns what it shall return for it."""
@@ -154,6 +164,7 @@ def ending_step(link: Link, scheduler: Any) -> Listening:
 
     def step(method: Listening, *args: Any, **kwargs: Any) -> Any:
         try:
+            args, kwargs = method.link.revised(method.owner, args, kwargs)
             result = method.__wrapped__(*args, **kwargs)
             timestep, sample = given("timestep", 1, args, kwargs), given("sample", 2, args, kwargs)
             return method.link.end_step(method.owner, timestep, sample, result)

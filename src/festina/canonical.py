@@ -1,0 +1,94 @@
+"""The one normal form of a plan: two plans with the same run identically. No torch.
+
+What it does is told at `festina.plan.Plan.canonical`, and in the pages on the plan file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from festina.answering import cut_ahead
+from festina.forecasts import NEWTON, TAYLOR
+from festina.records import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, Step, enclosing_sites
+
+if TYPE_CHECKING:
+    from festina.plan import Plan
+
+
+def canonical(plan: Plan) -> Plan:
+    """The plan in its normal form."""
+    steps = canonical_steps(plan.sites, plan.steps)
+    used = set().union(*(step.actions for step in steps))
+    gate, tokens = plan.gate if GATED in used else None, plan.tokens if PARTIAL in used else None
+    # A line through two values is one line, whether written by Newton or by Taylor.
+    order = max([int(action) for action in used & set(FORECASTS)] + [gate.order if gate else 0])
+    plain_basis = order == 0 or (order == 1 and plan.basis == TAYLOR)
+    basis = NEWTON if plain_basis else plan.basis
+    return replace(plan, steps=steps, gate=gate, tokens=tokens, basis=basis)
+
+
+def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps of a plan in their normal form.
+
+    Args:
+        sites: names of the plan's sites.
+        steps: its steps.
+    """
+    parents = enclosing_sites(sites)
+    outermost_first = sorted(range(len(sites)), key=lambda site: len(parents[site]))
+    computed = [0] * len(sites)
+    rows: list[Step] = []
+    for index, step in enumerate(steps):
+        if step.replays and index:
+            # Whatever it says of sites or branches, the denoiser is not called; it is as the step before left it.
+            branches = rows[-1].branches
+            rows.append(replace(step, actions=REUSE * len(sites), branches=branches, ahead=0, shares=()))
+            continue
+        before = rows[-1].branches if rows else step.branches
+        anew = index == 0 or (step.branches != before and before != ALL)
+        row = [COMPUTE] * len(sites) if anew else list(step.actions)
+        for site in outermost_first:
+            row[site] = _canonical_action(row, site, parents[site], computed[site], step)
+            certain = all(row[parent] == COMPUTE for parent in parents[site])
+            computed[site] += row[site] == COMPUTE and certain
+        # A step without `T` has no shares.
+        kept = [share if action == PARTIAL else 0.0 for action, share in zip(row, step.shares, strict=False)]
+        shares = tuple(kept) if PARTIAL in row else ()
+        rows.append(replace(step, actions="".join(row), shares=shares, replay=None))
+    return tuple(cut_ahead(sites, rows))
+
+
+def _canonical_action(row: Sequence[str], site: int, parents: Sequence[int], computed: int, step: Step) -> str:
+    """The action of a site whose parents' actions are canonical, with so many values certainly computed before."""
+    action = row[site]
+    if any(row[parent] not in COMPUTE + GATED for parent in parents):
+        return REUSE
+    if action in FORECASTS:
+        order = min(int(action), computed - 1)
+        return str(order) if order > 0 else REUSE
+    if action == PARTIAL and not step.shares[site]:
+        return REUSE
+    return action
+
+
+def key_of(plan: Plan) -> str:
+    """SHA-256 (hex) of what a plan in its normal form does. Provenance does not enter."""
+    what = [plan.denoiser, *plan.sites, *(step.actions for step in plan.steps)]
+    what += [] if plan.basis == NEWTON else [plan.basis]
+    if any(step.branches != ALL for step in plan.steps):
+        what += [step.branches for step in plan.steps]
+    if any(step.injected for step in plan.steps):
+        what += [repr(float(step.injected)) for step in plan.steps]
+    if any(step.ahead for step in plan.steps):
+        what += [f"{step.ahead} ahead" for step in plan.steps]
+    if any(step.replays for step in plan.steps):
+        what += ["called" if step.replay is None else f"replayed {float(step.replay)!r}" for step in plan.steps]
+    if plan.tokens is not None:
+        what += [repr([float(share) for share in step.shares]) for step in plan.steps]
+        what += [json.dumps(plan.tokens.to_record(), sort_keys=True)]
+    what += [] if plan.gate is None else [json.dumps(plan.gate.to_record(), sort_keys=True)]
+    return hashlib.sha256("\n".join(what).encode()).hexdigest()
