@@ -75,11 +75,25 @@ def directions_of(scene: Scene) -> tuple[str, ...]:
     return tuple(DIRECTIONS)
 
 
-def sample_moving_scenes(count: int, seed: int, held_out: bool = False) -> list[MovingScene]:
-    """`count` moving scenes drawn from `seed`; the same arguments give the same ones on every machine."""
+def sample_moving_scenes(count: int, seed: int, held_out: bool = False, lean: float | None = None) -> list[MovingScene]:
+    """Moving scenes; the same arguments give the same ones on every machine.
+
+    Args:
+        count: how many.
+        seed: which.
+        held_out: only scenes with a combination that is held out of training.
+        lean: share of those that move to the left or up, in [0, 1]; as many as in other directions if None.
+    """
     rng = random.Random(f"festina-moving-scenes-{seed}-{held_out}")
     scenes = [sample_scene(rng, held_out) for _ in range(count)]
-    return [MovingScene(scene, rng.choice(directions_of(scene))) for scene in scenes]
+    if lean is None:
+        return [MovingScene(scene, rng.choice(directions_of(scene))) for scene in scenes]
+    return [MovingScene(scene, _leaning(rng, directions_of(scene), lean)) for scene in scenes]
+
+
+def _leaning(rng: random.Random, directions: Sequence[str], lean: float) -> str:
+    back = rng.random() < lean
+    return rng.choice([way for way in directions if (way in ("left", "up")) == back])
 
 
 def render_moving(scenes: Sequence[MovingScene], seed: int) -> Tensor:

@@ -53,7 +53,8 @@ class Scenes(Family):
         return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
 
     def corrupt(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        return velocity(self.scheduler, clean, generator)
+        times = torch.randint(len(self.scheduler.alphas_cumprod), (len(clean),), generator=generator)
+        return velocity(self.scheduler, clean, times, generator)
 
     def predict(self, denoiser: Callable[..., Any], noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         predicted: Tensor = denoiser(noisy, timestep=times, **conditions, return_dict=False)[0]
@@ -87,10 +88,11 @@ def build_transformer() -> PixArtTransformer2DModel:
     return transformer
 
 
-def velocity(scheduler: Any, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def velocity(
+    scheduler: Any, clean: Tensor, times: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy latents, the velocity a n - s x, and the times, for clean latents x, noise n and levels a^2 + s^2 = 1."""
     noise = torch.randn(clean.shape, generator=generator)
-    times = torch.randint(len(scheduler.alphas_cumprod), (len(clean),), generator=generator)
     signal = scheduler.alphas_cumprod[times].view(-1, *(1,) * (clean.ndim - 1))
     a, s = signal.sqrt(), (1 - signal).sqrt()
     return a * clean + s * noise, a * noise - s * clean, times
