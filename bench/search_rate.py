@@ -30,7 +30,8 @@ from timing import (
     times,
 )
 
-from festina.cli.searching import SCENES_SEED, load_reward, scene_captions
+from festina.cli.judging import load_reward
+from festina.cli.prompts import SEARCH_SEED, scene_captions
 from festina.search import Archive, Evaluation, Evaluator, Workload
 from festina.search.pricing import pricing
 from festina.search.workload import pipeline_fingerprint
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> Figures:
     asked = parser.parse_args(arguments)
     device = device_named(asked.device)
     pipe = load("scenes", device)
-    prompts = scene_captions(asked.images, SCENES_SEED)
+    prompts = scene_captions(asked.images, SEARCH_SEED)
     seeds = tuple(range(len(prompts)))
     workload = Workload(prompts, seeds, asked.steps, asked.guidance, asked.batch, call_arguments(pipe))
     figures = measure(pipe, workload, load_reward("judge", asked.device), asked.rounds)

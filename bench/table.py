@@ -15,15 +15,10 @@ from typing import Any
 
 from timing import Figures, at_least, command, describe, device_named, run_program, tell
 
+from festina.cli.judging import fidelity_of, load_reward
 from festina.cli.pictures import load_plan
-from festina.cli.searching import (
-    FEWER_STEPS,
-    FORA_INTERVALS,
-    fidelity_of,
-    load_reward,
-    notes_on,
-    read_prompts,
-)
+from festina.cli.prompts import read_prompts
+from festina.cli.searching import FEWER_STEPS, FORA_INTERVALS, notes_on
 from festina.errors import FestinaError
 from festina.methods import fora
 from festina.plan import Plan

@@ -1,4 +1,4 @@
-"""Shared fixtures: one tiny pipeline per supported class, quiet and on few threads."""
+"""Shared fixtures: one tiny pipeline per supported class, quiet and on few threads, and the command line."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,8 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
+
+from festina.cli.main import main
 
 diffusers_logging.set_verbosity_error()
 transformers_logging.set_verbosity_error()
@@ -29,3 +31,25 @@ def pipe(request):
 def pixart():
     """A tiny PixArt pipeline."""
     return tiny.pixart_pipeline()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny pipeline in a folder."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny.pixart_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def festina(monkeypatch, capsys):
+    """Run a command in this process; returns exit code, output and errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["festina", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        shown = capsys.readouterr()
+        return stopped.value.code or 0, shown.out, shown.err
+
+    return run

@@ -20,6 +20,9 @@ from festina.sites import find_denoiser, stack_runs
 STEPS = 10
 BLOCKS = 4
 
+WITHIN = {"rtol": 1e-4, "atol": 1e-5}
+"""How near two ways to one result come."""
+
 Ran = dict[str, list[int]]
 Render = Callable[[Any], Tensor]
 
@@ -32,6 +35,10 @@ def pixart() -> Any:
 def flux() -> Any:
     """A FLUX of two double and two single blocks."""
     return flux_pipeline()
+
+
+LAST = {pixart: f"transformer_blocks.{BLOCKS - 1}.attn1.to_q", flux: "single_transformer_blocks.1.attn.to_q"}
+"""A module of the last block, by what builds the pipeline."""
 
 
 def latents(pipe: Any, **more: Any) -> Tensor:
@@ -97,3 +104,13 @@ def by_plan(pipe: Any, render: Render, plan: Plan, *paths: str) -> tuple[Tensor,
     """A result by a plan, and in which calls modules ran."""
     with festina.accelerate(pipe, plan), watching(pipe, *paths) as ran:
         return render(pipe), ran
+
+
+def agree(one: Tensor, other: Tensor) -> None:
+    """Two ways gave one result."""
+    torch.testing.assert_close(one, other, **WITHIN)
+
+
+def differ(one: Tensor, other: Tensor) -> None:
+    """Two ways gave two results."""
+    assert not torch.allclose(one, other, **WITHIN)

@@ -10,29 +10,13 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import pixart_pipeline
 
 from festina import Plan
-from festina.cli.main import main
 
 SMALL = ["--methods", "fora,tgate", "--images", "4", "--batch", "2", "--steps", "4", "--rounds", "2", "--no-peers"]
 # As many threads as in this process (conftest): a benchmark goes on only on the hardware it began with.
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 SITES = [f"transformer_blocks.{block}.{part}" for block in range(8) for part in ("attn1", "attn2", "ff")]
-
-
-@pytest.fixture
-def festina(monkeypatch, capsys):
-    """Run a command in this process; returns exit code, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["festina", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return stopped.value.code or 0, shown.out, shown.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +41,6 @@ def benched(tmp_path_factory, plans):
     )
     assert done.returncode == 0, done.stderr
     return out, words, done
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny pipeline in a folder."""
-    folder = tmp_path_factory.mktemp("model")
-    pixart_pipeline().save_pretrained(folder)
-    return folder
 
 
 def fails(result, *parts, code=1):
@@ -184,15 +160,15 @@ class TestMistakes:
 
 
 def test_the_last_prompts_of_a_file_calibrate(tmp_path):
-    from festina.cli.benching import _prompts
+    from festina.cli.prompts import prompts_of_bench
 
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(f"prompt {number}" for number in range(20)))
-    drawn, other = _prompts(None, path, None, None, 8)
+    drawn, other = prompts_of_bench(None, path, None, None, 8)
     assert drawn == tuple(f"prompt {number}" for number in range(15))
     assert other == tuple(f"prompt {number}" for number in range(15, 20))
-    drawn, other = _prompts(None, path, None, 3, 2)
+    drawn, other = prompts_of_bench(None, path, None, 3, 2)
     assert (drawn, other) == (("prompt 0", "prompt 1", "prompt 2"), ("prompt 18", "prompt 19"))
     (tmp_path / "other.txt").write_text("another\n")
-    drawn, other = _prompts(None, path, tmp_path / "other.txt", None, 8)
+    drawn, other = prompts_of_bench(None, path, tmp_path / "other.txt", None, 8)
     assert (len(drawn), other) == (20, ("another",))

@@ -15,9 +15,7 @@ from festina import FestinaError, Plan
 from festina.benchmark import record
 from festina.benchmark.figures import Figures, psnr_of
 from festina.benchmark.folder import Folder, slug
-from festina.benchmark.looks import SHAPES, looks_of
 from festina.benchmark.page import page_html
-from festina.benchmark.plot import DOTS_PER_INCH, INCHES, write_plot
 from festina.benchmark.results import Benchmark, non_dominated, results, rival
 from festina.benchmark.variants import Alike, Failed, Variant, lineup
 from festina.search.front import confidence_interval
@@ -263,21 +261,6 @@ class TestRecord:
 
     def test_front_is_a_list_of_lines(self, found):
         assert record.front_lines(found)[2] == "fora interval=2: 2.00× as fast as uncached, reward 0.650"  # noqa: RUF001
-
-
-def test_no_two_groups_look_the_same():
-    groups = ["uncached", "fewer steps", *(f"method {number}" for number in range(30))]
-    looks = looks_of(groups)
-    assert list(looks) == groups
-    assert len({(look.light, look.symbol) for look in looks.values()}) == len(groups)
-    assert {look.symbol for look in looks.values()} <= {*SHAPES, "star", "square", "circle"}
-
-
-def test_the_plot_is_a_picture_of_its_size(found, tmp_path):
-    write_plot(found, tmp_path / "bench.png")
-    with Image.open(tmp_path / "bench.png") as image:
-        assert image.size == tuple(round(side * DOTS_PER_INCH) for side in INCHES)
-        assert image.format == "PNG"
 
 
 def test_the_page_holds_every_run_and_escapes_every_text(found):

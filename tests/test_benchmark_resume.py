@@ -9,7 +9,8 @@ from test_benchmark import ENTRIES, NAMES, PROMPTS, run
 from tiny import pixart_pipeline
 
 from festina import FestinaError
-from festina.benchmark import drawing, session, timing
+from festina.benchmark import drawing, session
+from festina.report import rounds
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def folder(made, tmp_path):
 def watch(monkeypatch):
     """Which variants are drawn and which are timed from now on."""
     drawn, timed = [], []
-    draw, seconds_of = drawing.draw, timing.seconds_of
+    draw, seconds_of = drawing.draw, rounds.seconds_of
 
     def drawing_too(pipe, variant, workload):
         drawn.append(variant.name)
@@ -45,7 +46,7 @@ def watch(monkeypatch):
         return seconds_of(pipe, variant, workload)
 
     monkeypatch.setattr(drawing, "draw", drawing_too)
-    monkeypatch.setattr(timing, "seconds_of", timing_too)
+    monkeypatch.setattr(rounds, "seconds_of", timing_too)
     return drawn, timed
 
 
@@ -96,21 +97,21 @@ def test_more_rounds_go_on_with_those_there_are(pipe, folder, watch):
 
 def test_a_round_that_was_interrupted_leaves_nothing(pipe, folder, monkeypatch, watch):
     _, timed = watch
-    seconds_of = timing.seconds_of
+    seconds_of = rounds.seconds_of
 
     def interrupted(*arguments):
         if len(timed) == 15:
             raise KeyboardInterrupt
         return seconds_of(*arguments)
 
-    monkeypatch.setattr(timing, "seconds_of", interrupted)
+    monkeypatch.setattr(rounds, "seconds_of", interrupted)
     before = sorted((folder / "rounds").iterdir())
     with pytest.raises(KeyboardInterrupt):
         run(pipe, folder, rounds=5)
     # One to warm up, a round of ten, and four of the next.
     assert len(timed) == 15
     assert len(sorted((folder / "rounds").iterdir())) == len(before) + 1
-    monkeypatch.setattr(timing, "seconds_of", seconds_of)
+    monkeypatch.setattr(rounds, "seconds_of", seconds_of)
     timed.clear()
     assert run(pipe, folder, rounds=4).rounds == 4
     assert timed == ["uncached", *NAMES]

@@ -4,12 +4,10 @@ import json
 
 import pytest
 from test_calibrate import OTHER, PIXART, STEPS, on_pixart
-from test_cli import festina, model
 from tiny import PROMPT, pixart_pipeline
 
 from festina import Calibration, FestinaError, calibrate
-
-_ = festina, model  # fixtures
+from festina.strict import read_whole
 
 
 class StoppedError(Exception):
@@ -120,3 +118,20 @@ def test_the_command_writes_the_file_and_goes_on(festina, model, tmp_path):
     code, _, errors = festina("calibrate", model, "--out", out)
     assert code == 1
     assert "no prompts" in errors
+
+
+def test_texts_are_read_up_to_a_size(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("äbc", encoding="utf-8")
+    assert read_whole(path, "thing", 4, len) == 3
+    with pytest.raises(FestinaError, match=r"text: larger than a thing can be \(3 bytes\)"):
+        read_whole(path, "thing", 3, len)
+
+    def refuse(text):
+        raise FestinaError(f"not {text}.")
+
+    with pytest.raises(FestinaError, match=r"/text: not äbc\.$"):
+        read_whole(path, "thing", 4, refuse)
+    path.write_bytes(b"\xff")
+    with pytest.raises(FestinaError, match=r"^cannot read the thing .*text: 'utf-8' codec"):
+        read_whole(path, "thing", 4, len)

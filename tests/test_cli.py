@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import pixart_pipeline
 
 from festina import Plan
-from festina.cli.main import main
 from festina.formats import to_ecad
 from festina.report import FrontPage
 from festina.search import Archive
@@ -35,28 +33,6 @@ SMALL = [
     "--batch",
     "2",
 ]
-
-
-@pytest.fixture
-def festina(monkeypatch, capsys):
-    """Run a command in this process; returns exit code, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["festina", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return stopped.value.code or 0, shown.out, shown.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny pipeline in a folder."""
-    folder = tmp_path_factory.mktemp("model")
-    pixart_pipeline().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import io
 import math
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,8 @@ from tiny import PROMPT, pixart_pipeline
 from festina import FestinaError, Plan
 from festina.methods import fora
 from festina.metrics.distances import frechet_distance, psnr
-from festina.report import FrontPage, Point, comparison
+from festina.metrics.reward import scores_of
+from festina.report import FrontPage, Point, rounds
 from festina.report.choice import best_point
 from festina.report.comparison import Fidelity, Variant, animation, compare, png, strip
 from festina.report.page import page_html
@@ -80,11 +82,11 @@ def points(pipe, workload, uncached):
     return {point.name: point for point in found}
 
 
-def test_one_picture_has_one_shape_per_step(pipe, workload):
-    ((traced, calls),) = probe(pipe, workload)
-    assert calls == 1
-    # Two rows of guidance, 16 image tokens, 16 wide.
-    assert traced.returned["transformer_blocks.0"][0][0].numbers == 2 * 16 * 16
+def test_a_batch_has_one_shape_per_step(pipe, workload):
+    for pictures, probed in zip((2, 1), probe(pipe, workload), strict=True):
+        assert (probed.pictures, probed.calls, probed.batches) == (pictures, 1, 1)
+        # Two rows of guidance, 16 image tokens, 16 wide.
+        assert probed.traced.returned["transformer_blocks.0"][0][0].numbers == pictures * 2 * 16 * 16
 
 
 def test_a_plan_that_computes_everything_equals_the_untouched_pipeline(points):
@@ -117,13 +119,47 @@ def test_pictures_are_png_files_of_the_first_prompts(pipe, workload, points):
     assert png(plain[1]) == points["uncached"].pictures[1]
 
 
-def test_timing_is_interleaved(pipe, workload, uncached, monkeypatch):
-    order = []
-    monkeypatch.setattr(comparison, "_generate", lambda _, variant, *rest: order.append((variant.name, len(rest[1]))))
-    variants = [Variant("a", "uncached", None, 4), Variant("b", "front", uncached, 4)]
-    seconds = comparison._interleaved(pipe, variants, workload, 3, lambda number: None)
-    assert order == [("a", 2), ("b", 2)] * 3
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+class Way:
+    """A way to run a pipeline whose putting on and taking off take long, by a clock that is set by hand."""
+
+    def __init__(self, name, steps, clock):
+        self.name, self.steps, self.clock = name, steps, clock
+
+    @contextmanager
+    def running(self, pipe):
+        self.clock[0] += 100
+        yield
+        self.clock[0] += 100
+
+
+def test_a_round_takes_turns_and_counts_the_drawing_alone(workload, monkeypatch):
+    clock, drawn = [0.0], []
+
+    def draw(pipe, pictures, own):
+        clock[0] += own.steps
+        drawn.append((own.steps, pictures))
+
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(rounds, "generate", draw)
+    ways = [Way("a", 4, clock), Way("b", 3, clock)]
+    assert rounds.timed_round(None, ways, workload) == {"a": 4.0, "b": 3.0}
+    # One batch each.
+    assert drawn == [(4, workload.pictures()[:2]), (3, workload.pictures()[:2])]
+
+
+def test_scores_are_made_in_batches_and_have_to_be_numbers():
+    batches = []
+
+    class Reward(Brightness):
+        def __call__(self, images, prompts):
+            batches.append(list(prompts))
+            return super().__call__(images, prompts)
+
+    images = torch.arange(3.0)[:, None, None, None].expand(3, 3, 2, 2)
+    assert scores_of(Reward(), images, PROMPTS, 2) == (0.0, 1.0, 2.0)
+    assert batches == [list(PROMPTS[:2]), list(PROMPTS[2:])]
+    with pytest.raises(FestinaError, match=r"the reward .brightness. gave .*nan.* for 2 pictures; wanted one finite"):
+        scores_of(Reward(), images / 0, PROMPTS, 2)
 
 
 class Videos:

@@ -1,4 +1,4 @@
-"""ECAD's schedule files and step masks: what is kept, what is refused."""
+"""ECAD's schedule files: what is kept, what is refused."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel
 
 from festina.errors import FestinaError
-from festina.formats import from_ecad, from_step_mask, to_ecad, to_step_mask
+from festina.formats import from_ecad, to_ecad
 from festina.plan import Plan, Step
 from festina.sites import component_sites
 
@@ -256,34 +256,3 @@ def test_the_order_of_sites_does_not_matter_to_ecad():
         json.loads(to_ecad(turned))["cache_schedule"]["schedule"]
         == (json.loads(to_ecad(plan))["cache_schedule"]["schedule"])
     )
-
-
-def test_step_masks():
-    plan = from_step_mask([1, 0, 0, 1], "D", ["a", "b"])
-    assert [step.actions for step in plan.steps] == ["CC", "RR", "RR", "CC"]
-    assert to_step_mask(plan) == [1, 0, 0, 1]
-    # The first step computes whatever the mask says.
-    assert to_step_mask(from_step_mask([0, 0, 1], "D", ["a"])) == [1, 0, 1]
-
-
-def test_partial_steps_need_a_share():
-    rows = ("CCCCCCCCCC", "CCCRRRRRRR", "CRRRRRRRRR", "R1SRRRRRRR")
-    steps = tuple(Step(1 - 0.1 * number, row) for number, row in enumerate(rows))
-    plan = Plan("D", tuple("abcdefghij"), steps)
-    with pytest.raises(FestinaError, match="step 1 computes 30% of its sites"):
-        to_step_mask(plan)
-    assert to_step_mask(plan, share=0.3) == [1, 1, 0, 0]
-    assert to_step_mask(plan, share=0.31) == [1, 0, 0, 0]
-    assert to_step_mask(plan, share=0.1) == [1, 1, 1, 0]
-
-
-@pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
-def test_shares_out_of_range(share):
-    with pytest.raises(FestinaError, match="a share of"):
-        to_step_mask(from_step_mask([1], "D", ["a"]), share)
-
-
-@pytest.mark.parametrize("mask", [[], [2], [1, -1], [0.5], ["1"], [None]])
-def test_masks_of_other_values(mask):
-    with pytest.raises(FestinaError, match="one 0 or 1 per step"):
-        from_step_mask(mask, "D", ["a"])

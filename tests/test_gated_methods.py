@@ -4,17 +4,27 @@ import math
 
 import pytest
 import torch
+from block_loops import (
+    BLOCKS,
+    STEPS,
+    Loop,
+    by_plan,
+    loop_confident,
+    loop_dicache,
+    loop_first_block,
+    loop_teacache,
+    samples,
+    through,
+    words,
+)
 from pipelines import unets
-from test_gates import Loop, by_plan, distance, samples, through, words
 from tiny import flux_pipeline, flux_transformer, generate, pixart_pipeline, pixart_transformer
 
 import festina
 from festina import FestinaError, Plan
-from festina.forecasts import weights
 from festina.gates import DECIDERS
 from festina.methods import confident_taylor, dbcache, dicache, first_block_cache, teacache
 
-BLOCKS, STEPS = 4, 12
 FIRST, REST = "transformer_blocks.0:residual", f"transformer_blocks.1..{BLOCKS - 1}:residual"
 CURVE = (2.0, 0.5, 0.01)
 
@@ -157,117 +167,30 @@ def test_other_knobs(denoiser):
         teacache(denoiser, 6, 0.1, CURVE, longest=-1)
 
 
-def loop_first_block(threshold, longest, first, last, warm_up, computed):
-    """First-Block-Cache, and DBCache without forecasts."""
-    memory = {}
-
-    def rule(blocks, h0, step):
-        head, middle, tail = blocks[:first], blocks[first : len(blocks) - last], blocks[len(blocks) - last :]
-        h1 = through(head, h0)
-        r = h1 - h0
-        may = bool(memory) and step >= warm_up and (not longest or memory["served"] < longest)
-        if may and distance(memory["r"], r) < threshold:
-            memory["served"] += 1
-            return through(tail, h1 + memory["R"])
-        h2 = through(middle, h1)
-        memory.update(r=r, R=h2 - h1, served=0)
-        computed.append(step)
-        return through(tail, h2)
-
-    return rule
-
-
-def loop_teacache(denoiser, threshold, curve, computed):
-    memory = {}
-
-    def rule(blocks, h0, step):
-        seen = []
-        handle = denoiser.transformer_blocks[0].attn1.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-        out = through(blocks, h0)
-        handle.remove()
-        forced, m = step in (0, STEPS - 1), seen[0]
-        if not forced:
-            x = distance(memory["m"], m)
-            memory["a"] += max(0.0, sum(c * x**p for p, c in enumerate(reversed(curve))))
-        memory["m"] = m
-        if not forced and memory["a"] < threshold:
-            return h0 + memory["R"]
-        memory.update(R=out - h0, a=0.0)
-        computed.append(step)
-        return out
-
-    return rule
-
-
-def loop_dicache(threshold, depth, forced, minus, stretch, computed):
-    memory, window = {"a": 0.0}, []
-
-    def rule(blocks, h0, step):
-        p = through(blocks[:depth], h0)
-        if step not in forced:
-            change = distance(memory["p"], p)
-            memory["a"] += abs(change - distance(memory["h0"], h0)) if minus else change
-        serve = step not in forced and memory["a"] < threshold
-        memory.update(p=p, h0=h0)
-        if serve:
-            # The paper serves the stack's prolonged residual; that of the probe, which is known, misses by this.
-            (new, q1), (old, q2) = window[0], window[min(1, len(window) - 1)]
-            factor = 1.0
-            if len(window) > 1:
-                factor = ((p - h0 - q2).abs().mean() / (q1 - q2).abs().mean()).clamp(*stretch)
-            miss = p - h0 - (q2 + factor * (q1 - q2))
-            return h0 + old + factor * (new - old) + miss
-        out = through(blocks[depth:], p)
-        window.insert(0, (out - h0, p - h0))
-        memory["a"] = 0.0
-        computed.append(step)
-        return out
-
-    return rule
-
-
-def loop_confident(threshold, order, warm_up, computed):
-    nodes = []
-
-    def forecast(place, step):
-        used = nodes[: order + 1]
-        shares = weights("taylor", tuple(node[0] for node in used), step)
-        return sum(share * node[place] for share, node in zip(shares, used, strict=True))
-
-    def rule(blocks, h0, step):
-        h1 = blocks[0](h0)
-        if warm_up <= step < STEPS - 1 and distance(h1, forecast(1, step)) < threshold:
-            # The paper serves the forecast of the last hidden state; the forecast of the first block misses by this.
-            return forecast(2, step) + (h1 - forecast(1, step))
-        out = through(blocks[1:], h1)
-        nodes.insert(0, (step, h1, out))
-        computed.append(step)
-        return out
-
-    return rule
-
-
 CASES = {
     "first block, 3 warm": (
         lambda m: first_block_cache(m, STEPS, 0.6, warm_up=3),
-        lambda m, done: loop_first_block(0.6, 0, 1, 0, 3, done),
+        lambda m, done: loop_first_block(0.6, {0, 1, 2}, done),
     ),
     "dbcache 2 and 1": (
         lambda m: dbcache(m, STEPS, 0.6, first=2, last=1, warm_up=2, longest=2),
-        lambda m, done: loop_first_block(0.6, 2, 2, 1, 2, done),
+        lambda m, done: loop_first_block(0.6, {0, 1}, done, first=2, last=1, longest=2),
     ),
-    "teacache": (lambda m: teacache(m, STEPS, 0.4, CURVE), lambda m, done: loop_teacache(m, 0.4, CURVE, done)),
+    "teacache": (
+        lambda m: teacache(m, STEPS, 0.4, CURVE),
+        lambda m, done: loop_teacache(m, 0.4, CURVE, {0, STEPS - 1}, done),
+    ),
     "dicache": (
         lambda m: dicache(m, STEPS, 0.25),
-        lambda m, done: loop_dicache(0.25, 1, {0, 1, 2, STEPS - 1}, False, (1, 1.5), done),
+        lambda m, done: loop_dicache(0.25, {0, 1, 2, STEPS - 1}, done),
     ),
     "dicache, deeper and minus": (
         lambda m: dicache(m, STEPS, 0.2, depth=2, retention=0.0, beyond_input=True, stretch=(1.0, 2.0)),
-        lambda m, done: loop_dicache(0.2, 2, {0, STEPS - 1}, True, (1, 2), done),
+        lambda m, done: loop_dicache(0.2, {0, STEPS - 1}, done, (1, 2), depth=2, minus=True),
     ),
     "confident": (
         lambda m: confident_taylor(m, STEPS, 0.2, warm_up=3),
-        lambda m, done: loop_confident(0.2, 1, 3, done),
+        lambda m, done: loop_confident(0.2, 1, {0, 1, 2, STEPS - 1}, done),
     ),
 }
 

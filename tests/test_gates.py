@@ -4,17 +4,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+from block_loops import (
+    BLOCKS,
+    STEPS,
+    Loop,
+    by_plan,
+    call,
+    loop_confident,
+    loop_dicache,
+    loop_first_block,
+    loop_teacache,
+    samples,
+    words,
+)
 from tiny import flux_pipeline, generate, pixart_pipeline, pixart_transformer
 
 import festina
 from festina import FestinaError, Plan, Step
 from festina.executor.gating import relative_change
-from festina.forecasts import weights
 from festina.gates import Gate
 
-BLOCKS, STEPS = 4, 12
 FIRST, REST, WHOLE = (f"transformer_blocks.{run}:residual" for run in ("0", f"1..{BLOCKS - 1}", f"0..{BLOCKS - 1}"))
-SIZE = {"resolution": None, "aspect_ratio": None}
 
 FIRST_BLOCK = Gate(FIRST, "residual", "computed", 0.6)
 TEACACHE = Gate("transformer_blocks.0.attn1", "input", "previous", 0.4, summed=True, curve=(2.0, 0.5, 0.01))
@@ -39,191 +49,18 @@ def denoiser():
     return pixart_transformer(BLOCKS)
 
 
-def samples(rows=1, seed=0):
-    """Inputs that drift: an uneven walk, so that a gate computes now and then."""
-    torch.manual_seed(seed)
-    start, drift = torch.randn(rows, 4, 8, 8), torch.randn(rows, 4, 8, 8)
-    return [start + drift * (0.06 * step + (0.35 if step > 6 else 0)) for step in range(STEPS)]
-
-
-def words(rows=1):
-    return torch.randn(rows, 5, 16, generator=torch.Generator().manual_seed(9))
-
-
-def call(denoiser, sample, text, step):
-    times = torch.full((len(sample),), 900 - 60 * step)
-    return denoiser(sample, text, timestep=times, added_cond_kwargs=SIZE, return_dict=False)[0]
-
-
-def by_plan(denoiser, plan, inputs, text):
-    """Outputs by a plan, and in which steps the last block ran."""
-    outputs, ran, step_now = [], [], [0]
-    leaf = denoiser.transformer_blocks[-1].attn1.to_q
-    handle = leaf.register_forward_hook(lambda *_: ran.append(step_now[0]))
-    try:
-        with torch.no_grad(), festina.accelerate(denoiser, plan) as run:
-            run.start(len(inputs))
-            for step, sample in enumerate(inputs):
-                step_now[0] = step
-                outputs.append(call(denoiser, sample, text, step))
-                run.next_step()
-    finally:
-        handle.remove()
-    return outputs, sorted(set(ran))
-
-
-class Loop:
-    """Steps of a denoiser whose blocks are run by hand: `rule(blocks, h0, step)` returns what leaves the last one."""
-
-    def __init__(self, denoiser):
-        self.denoiser, self.computed = denoiser, []
-
-    def run(self, rule, inputs, text):
-        first, last = self.denoiser.transformer_blocks[0], self.denoiser.transformer_blocks[-1]
-        outputs, given, now = [], {}, [0]
-
-        def keep(module, args, kwargs):
-            given["args"], given["kwargs"] = args, kwargs
-
-        def put(module, args, output):
-            if given.get("busy"):
-                return None
-            given["busy"] = True
-            blocks = [
-                lambda h, b=b: b(h, *given["args"][1:], **given["kwargs"]) for b in self.denoiser.transformer_blocks
-            ]
-            answer = rule(blocks, given["h0"], now[0])
-            given["busy"] = False
-            return answer
-
-        def enter(module, args, kwargs):
-            if not given.get("busy"):
-                given["h0"] = args[0]
-                keep(module, args, kwargs)
-
-        handles = [
-            first.register_forward_pre_hook(enter, with_kwargs=True),
-            last.register_forward_hook(put),
-        ]
-        try:
-            with torch.no_grad():
-                for step, sample in enumerate(inputs):
-                    now[0] = step
-                    outputs.append(call(self.denoiser, sample, text, step))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return outputs
-
-
-def distance(old, new):
-    return ((new - old).abs().mean() / old.abs().mean()).item()
-
-
-def through(blocks, h):
-    for block in blocks:
-        h = block(h)
-    return h
-
-
-def first_block_cache(threshold, longest, computed):
-    memory = {}
-
-    def rule(blocks, h0, step):
-        h1 = blocks[0](h0)
-        r = h1 - h0
-        if memory and distance(memory["r"], r) < threshold and (not longest or memory["run"] < longest):
-            memory["run"] += 1
-            return h1 + memory["R"]
-        out = through(blocks[1:], h1)
-        memory.update(r=r, R=out - h1, run=0)
-        computed.append(step)
-        return out
-
-    return rule
-
-
-def teacache(denoiser, threshold, curve, computed):
-    memory = {}
-
-    def rule(blocks, h0, step):
-        seen = []
-        handle = denoiser.transformer_blocks[0].attn1.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-        out = through(blocks, h0)
-        handle.remove()
-        m = seen[0]
-        if memory:
-            x = distance(memory["m"], m)
-            memory["a"] += max(0.0, sum(c * x**p for p, c in enumerate(reversed(curve))))
-        serve = bool(memory) and memory["a"] < threshold
-        memory["m"] = m
-        if serve:
-            return h0 + memory["R"]
-        memory.update(R=out - h0, a=0.0)
-        computed.append(step)
-        return out
-
-    return rule
-
-
-def dicache(threshold, minus, computed):
-    memory, window = {"a": 0.0}, []
-
-    def rule(blocks, h0, step):
-        p = blocks[0](h0)
-        if "p" in memory:
-            change = distance(memory["p"], p)
-            memory["a"] += abs(change - distance(memory["h0"], h0)) if minus else change
-        serve = bool(window) and memory["a"] < threshold
-        memory.update(p=p, h0=h0)
-        if serve:
-            q = p - h0
-            if len(window) < 2:
-                return p + window[0][0]
-            (new, q1), (old, q2) = window[:2]
-            factor = ((q - q2).abs().mean() / (q1 - q2).abs().mean()).clamp(1, 1.5)
-            return p + old + factor * (new - old)
-        out = through(blocks[1:], p)
-        window.insert(0, (out - p, p - h0))
-        memory["a"] = 0.0
-        computed.append(step)
-        return out
-
-    return rule
-
-
-def confident_taylor(threshold, order, computed):
-    nodes = []
-
-    def forecast(place, step):
-        used = nodes[: order + 1]
-        shares = weights("taylor", tuple(node[0] for node in used), step)
-        return sum(w * node[place] for w, node in zip(shares, used, strict=True))
-
-    def rule(blocks, h0, step):
-        h1 = blocks[0](h0)
-        if nodes and ((forecast(1, step) - h1).abs().mean() / h1.abs().mean()).item() < threshold:
-            return h1 + forecast(2, step)
-        out = through(blocks[1:], h1)
-        nodes.insert(0, (step, h1, out - h1))
-        computed.append(step)
-        return out
-
-    return rule
-
-
 METHODS = {
-    "first block": (FIRST_BLOCK, REST, lambda model, done: first_block_cache(0.6, 0, done)),
+    "first block": (FIRST_BLOCK, REST, lambda model, done: loop_first_block(0.6, {0}, done)),
     "first block, at most 2": (
         replace(FIRST_BLOCK, threshold=0.8, longest=2),
         REST,
-        lambda model, done: first_block_cache(0.8, 2, done),
+        lambda model, done: loop_first_block(0.8, {0}, done, longest=2),
     ),
-    "teacache": (TEACACHE, WHOLE, lambda model, done: teacache(model, 0.4, TEACACHE.curve, done)),
-    "dicache": (DICACHE, REST, lambda model, done: dicache(0.25, False, done)),
-    "dicache, minus": (DICACHE_MINUS, REST, lambda model, done: dicache(0.02, True, done)),
-    "confident": (CONFIDENT, REST, lambda model, done: confident_taylor(0.2, 1, done)),
-    "confident, order 2": (replace(CONFIDENT, order=2), REST, lambda model, done: confident_taylor(0.2, 2, done)),
+    "teacache": (TEACACHE, WHOLE, lambda model, done: loop_teacache(model, 0.4, TEACACHE.curve, {0}, done)),
+    "dicache": (DICACHE, REST, lambda model, done: loop_dicache(0.25, {0}, done)),
+    "dicache, minus": (DICACHE_MINUS, REST, lambda model, done: loop_dicache(0.02, {0}, done, minus=True)),
+    "confident": (CONFIDENT, REST, lambda model, done: loop_confident(0.2, 1, {0}, done)),
+    "confident, order 2": (replace(CONFIDENT, order=2), REST, lambda model, done: loop_confident(0.2, 2, {0}, done)),
 }
 
 

@@ -7,24 +7,27 @@ from itertools import pairwise
 
 import pytest
 import torch
-from peer_runs import BLOCKS, STEPS, by_peer, by_plan, flux, guided, latents, pixart, plan_of, stack_plan
+from peer_runs import (
+    BLOCKS,
+    LAST,
+    STEPS,
+    agree,
+    by_peer,
+    by_plan,
+    differ,
+    flux,
+    guided,
+    latents,
+    pixart,
+    plan_of,
+    stack_plan,
+)
 
 import festina
 from festina import FestinaError
 from festina.gates import Gate
 from festina.peers import PeerError, calibrated, peer_named, running
 from festina.sites import component_sites, find_denoiser, first_blocks
-
-LAST = {pixart: f"transformer_blocks.{BLOCKS - 1}.attn1.to_q", flux: "single_transformer_blocks.1.attn.to_q"}
-WITHIN = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def agree(one, other):
-    torch.testing.assert_close(one, other, **WITHIN)
-
-
-def differ(one, other):
-    assert not torch.allclose(one, other, **WITHIN)
 
 
 def gate_of(pipe, threshold):

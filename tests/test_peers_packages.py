@@ -1,8 +1,25 @@
 """cache-dit's DBCache and DeepCache beside plans: what agrees, and what differs."""
 
+import io
+import logging
+
 import pytest
 import torch
-from peer_runs import BLOCKS, STEPS, by_peer, by_plan, flux, guided, latents, pixart, plan_of, stack_plan
+from peer_runs import (
+    LAST,
+    STEPS,
+    WITHIN,
+    agree,
+    by_peer,
+    by_plan,
+    differ,
+    flux,
+    guided,
+    latents,
+    pixart,
+    plan_of,
+    stack_plan,
+)
 from pipelines import unets
 
 from festina import FestinaError
@@ -11,16 +28,6 @@ from festina.peers import PeerError, peer_named, running
 from festina.sites import find_denoiser, first_blocks
 
 MASK = [1, 1, 0, 0, 1, 0, 1, 0, 0, 1]
-LAST = {pixart: f"transformer_blocks.{BLOCKS - 1}.attn1.to_q", flux: "single_transformer_blocks.1.attn.to_q"}
-WITHIN = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def agree(one, other):
-    torch.testing.assert_close(one, other, **WITHIN)
-
-
-def differ(one, other):
-    assert not torch.allclose(one, other, **WITHIN)
 
 
 def masked(mask=MASK, first=1, last=0, **more):
@@ -132,6 +139,35 @@ def test_cache_dit_hands_one_call_of_flux_the_values_of_another(cache_dit):
     ours, ran = by_plan(pipe, guided, stack_plan(pipe, "CR" * (STEPS // 2), 1), leaf)
     assert ran[leaf] == [call for call in range(2 * STEPS) if call // 2 % 2 == 0]
     differ(theirs, ours)
+
+
+@pytest.fixture
+def shown(cache_dit):
+    """What cache-dit writes to the terminal, and the handler by which it does."""
+    (handler,) = [each for each in logging.getLogger("CACHE_DIT").handlers if type(each) is logging.StreamHandler]
+    stream = io.StringIO()
+    before = handler.setStream(stream)
+    yield stream, handler
+    handler.setStream(before)
+
+
+def test_cache_dit_tells_the_terminal_nothing_while_its_peer_runs(cache_dit, shown):
+    stream, handler = shown
+    level, pipe = handler.level, pixart()
+    assert level < logging.ERROR
+    with running(pipe, peer_named("DBCache", masked())):
+        latents(pipe)
+        logging.getLogger("CACHE_DIT").error("but for errors")
+    assert stream.getvalue().count("\n") == 1
+    assert "but for errors" in stream.getvalue()
+    assert handler.level == level
+    with pytest.raises(PeerError, match="could not be switched on"), running(pipe, peer_named("DBCache", {"x": 1})):
+        pass
+    assert handler.level == level
+    # By itself it tells a lot.
+    cache_dit.enable_cache(pipe, cache_config=cache_dit.DBCacheConfig())
+    cache_dit.disable_cache(pipe)
+    assert stream.getvalue().count("\n") > 3
 
 
 # DeepCache

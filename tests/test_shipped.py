@@ -14,8 +14,9 @@ from PIL import Image
 from tiny import flux_pipeline
 
 from festina import FestinaError
-from festina.cli.main import main
-from festina.cli.searching import fidelity_of, load_reward, notes_on
+from festina.cli.judging import fidelity_of, load_reward
+from festina.cli.prompts import prompts_of_search
+from festina.cli.searching import notes_on
 from festina.metrics.judge import Judge
 from festina.metrics.video_judge import VIDEO_HEADS, VideoJudge
 from festina.search import Workload
@@ -58,20 +59,6 @@ def installed(untrained, monkeypatch):
     return untrained
 
 
-@pytest.fixture
-def festina(monkeypatch, capsys):
-    """Run a command in this process; returns exit code, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["festina", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return stopped.value.code or 0, shown.out, shown.err
-
-    return run
-
-
 def test_there_is_a_recipe_for_everything_that_ships():
     assert set(SHIPPED) == set(FAMILIES)
     assert [shipped(name).name for name in SHIPPED] == list(SHIPPED)
@@ -95,9 +82,7 @@ def test_captions_differ_and_a_quarter_is_held_out(name, count):
 
 
 def test_a_search_never_scores_its_front_on_a_calibration_prompt():
-    from festina.cli.searching import _prompts
-
-    calibration, held_out = _prompts(shipped("scenes"), None, None, 256, 512)
+    calibration, held_out = prompts_of_search(shipped("scenes"), None, None, 256, 512)
     assert (len(calibration), len(held_out)) == (256, 512)
     assert not set(calibration) & set(held_out)
 

@@ -17,6 +17,7 @@ from festina import FestinaError, Plan
 from festina.methods import deepcache, faster_diffusion
 from festina.methods.deepcache import dense_around
 from festina.methods.faster_diffusion import scaled_keys
+from festina.sites import deep_regions
 
 DENSE = [
     (50, 5, 15, 1.4, [0, 5, 9, 13, 17, 21, 26, 31, 37, 43]),
@@ -76,6 +77,12 @@ def test_a_branch_is_a_cut_between_levels(name, branch, site):
     plan = deepcache(CLASSES[name].build(), 10, 5, branch)
     assert plan.sites == (site,)
     assert [step.actions for step in plan.steps] == list("CRRRRCRRRR")
+
+
+def test_the_deep_regions_are_what_the_shallowest_branch_serves(pipe):
+    assert deepcache(pipe, 4, 2).sites == (deep_regions(pipe.unet),)
+    with pytest.raises(FestinaError, match="0 regions; wanted a U-Net of at least 3"):
+        deep_regions(pixart_transformer())
 
 
 def test_only_the_shallow_levels_run_in_between(pipe):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from festina.errors import FestinaError
-from festina.plan import COMPUTE, MAX_BYTES, MAX_SITES, MAX_STEPS, REUSE, Plan
+from festina.plan import COMPUTE, MAX_BYTES, MAX_SITES, MAX_STEPS, REUSE, Plan, Step
 from festina.strict import read_json
 
 
@@ -103,8 +103,7 @@ def to_ecad(plan: Plan) -> str:
         FestinaError: the plan does more than compute and reuse, is for a class ECAD has no schedules for, or does not
             name every component of every block.
     """
-    if unknown := {action for step in plan.steps for action in step.actions} - {COMPUTE, REUSE}:
-        raise FestinaError(f"an ECAD schedule knows compute and reuse only; this plan has actions {sorted(unknown)}.")
+    _want_mask(plan, "an ECAD schedule")
     if plan.denoiser not in _STACKS:
         raise FestinaError(f"ECAD has no schedules for {plan.denoiser}; wanted one of {', '.join(_STACKS)}.")
     stacks = _STACKS[plan.denoiser]
@@ -146,11 +145,14 @@ def to_step_mask(plan: Plan, share: float | None = None) -> list[int]:
             without it, every step must compute all sites or none.
 
     Raises:
-        FestinaError: `share` is out of range, or missing where a step computes a part of the sites.
+        FestinaError: the plan does more than compute and reuse, or `share` is out of range, or missing where a step
+            computes a part of the sites.
     """
     if share is not None and not 0 < share <= 1:
         raise FestinaError(f"a share of {share} of the sites; wanted more than 0 and at most 1.")
-    computing: NDArray[np.float64] = plan.canonical().mask().mean(axis=1)
+    plan = plan.canonical()
+    _want_mask(plan, "a mask of steps")
+    computing: NDArray[np.float64] = plan.mask().mean(axis=1)
     if share is not None:
         # The share as written, 0.1 say, may lie above the same share as counted.
         return [int(part >= share - 1e-9) for part in computing]
@@ -172,6 +174,18 @@ def from_step_mask(mask: Sequence[int], denoiser: str, sites: Sequence[str]) -> 
         raise FestinaError("a mask of steps holds one 0 or 1 per step; found something else, or nothing.")
     table = np.repeat(np.array(mask, dtype=bool)[:, None], len(sites), axis=1)
     return Plan.from_mask(denoiser, sites, table, method="step_mask")
+
+
+def _want_mask(plan: Plan, what: str) -> None:
+    """Raise a `FestinaError` if a plan does more than compute and reuse; `what` says no more than these."""
+    for place, step in enumerate(plan.steps):
+        others, plainly = set(step.actions) - {COMPUTE, REUSE}, Step(step.noise, step.actions, shares=step.shares)
+        found = [f"the actions {sorted(others)}"] if others else []
+        found += [name for name, value in vars(step).items() if value != getattr(plainly, name)]
+        if found:
+            raise FestinaError(
+                f"{what} knows compute and reuse only; step {place} of this plan has {', '.join(found)} besides."
+            )
 
 
 def _read_mask(schedule: Any, steps: int, stacks: Sequence[_Stack], blocks: Sequence[int]) -> NDArray[np.bool_]:

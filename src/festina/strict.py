@@ -6,14 +6,16 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from festina.errors import FestinaError
 
 MAX_DEPTH = 32
 """Deepest nesting of lists and objects that is read or written."""
+
+Read = TypeVar("Read")
 
 
 def read_json(text: str, what: str) -> Any:
@@ -61,6 +63,32 @@ def is_unicode(texts: Iterable[str]) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value read from JSON is a finite number; bounded, as an integer may have any number of digits."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def read_whole(path: Path, what: str, most: int, parse: Callable[[str], Read]) -> Read:
+    """Read a UTF-8 text file that is not too large.
+
+    Args:
+        path: the file.
+        what: what messages call it, e.g. "plan".
+        most: its bytes at most; no more than that is read into memory.
+        parse: makes something of the text; a `FestinaError` it raises is told with the path.
+
+    Raises:
+        FestinaError: the file cannot be read, is no such text, is too large, or `parse` refuses it.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(most + 1)
+        text = content.decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise FestinaError(f"cannot read the {what} {path}: {brief(error)}") from None
+    if len(content) > most:
+        raise FestinaError(f"{path}: larger than a {what} can be ({most} bytes).")
+    try:
+        return parse(text)
+    except FestinaError as error:
+        raise FestinaError(f"{path}: {error}") from None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -52,8 +52,13 @@ def longcat_audio_inputs() -> dict[str, Any]:
     }
 
 
-def stable_audio() -> nn.Module:
-    """The layout of Stable Audio Open; two query heads share one key/value head."""
+def stable_audio(conditions: int = 14, text: int = 10) -> nn.Module:
+    """The layout of Stable Audio Open; two query heads share one key/value head.
+
+    Args:
+        conditions: width of begin and end of the sound, embedded.
+        text: width of the text's tokens.
+    """
     return diffusers.StableAudioDiTModel(
         sample_size=12,
         in_channels=4,
@@ -64,8 +69,8 @@ def stable_audio() -> nn.Module:
         out_channels=4,
         cross_attention_dim=16,
         time_proj_dim=8,
-        global_states_input_dim=14,
-        cross_attention_input_dim=10,
+        global_states_input_dim=conditions,
+        cross_attention_input_dim=text,
     )
 
 

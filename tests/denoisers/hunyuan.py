@@ -41,7 +41,8 @@ def masks_and_second_text() -> dict[str, Any]:
     }
 
 
-def hunyuan_dit() -> nn.Module:
+def hunyuan_dit(layers: int = 6, text: int = 3, second_text: int = 5) -> nn.Module:
+    """HunyuanDiT; `text` and `second_text` are the tokens of its two text encoders."""
     # An even depth, because the second half takes what the first half left: an odd one runs out of skips.
     return diffusers.HunyuanDiT2DModel(
         num_attention_heads=2,
@@ -50,12 +51,12 @@ def hunyuan_dit() -> nn.Module:
         patch_size=2,
         sample_size=8,
         hidden_size=16,
-        num_layers=6,
+        num_layers=layers,
         cross_attention_dim=10,
         cross_attention_dim_t5=8,
         pooled_projection_dim=12,
-        text_len=3,
-        text_len_t5=5,
+        text_len=text,
+        text_len_t5=second_text,
     )
 
 

@@ -56,8 +56,8 @@ def latte_inputs() -> dict[str, Any]:
     }
 
 
-def pixart() -> nn.Module:
-    """PixArt with the sizes of the picture as extra conditions, as the checkpoints of 1024 pixels have them."""
+def pixart(sample_size: int = 8, sizes: bool = True) -> nn.Module:
+    """PixArt; with the sizes of the picture as extra conditions as the checkpoints of 1024 pixels have them."""
     return diffusers.PixArtTransformer2DModel(
         num_attention_heads=2,
         # The embeddings of height, width and aspect ratio are a third of the width each.
@@ -66,9 +66,9 @@ def pixart() -> nn.Module:
         out_channels=8,
         num_layers=3,
         cross_attention_dim=24,
-        sample_size=8,
+        sample_size=sample_size,
         patch_size=2,
-        use_additional_conditions=True,
+        use_additional_conditions=sizes,
         caption_channels=10,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from denoisers.audio import stable_audio
 from diffusers import (
     AudioLDM2Pipeline,
     AudioLDM2ProjectionModel,
@@ -12,7 +13,6 @@ from diffusers import (
     AutoencoderOobleck,
     DDIMScheduler,
     EDMDPMSolverMultistepScheduler,
-    StableAudioDiTModel,
     StableAudioPipeline,
     StableAudioProjectionModel,
 )
@@ -30,20 +30,8 @@ def build_stable_audio() -> StableAudioPipeline:
     CosineDPMSolverMultistepScheduler, which needs the torchsde package.
     """
     transformer = denoiser(
-        lambda: StableAudioDiTModel(
-            sample_size=12,
-            in_channels=4,
-            num_layers=3,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            num_key_value_attention_heads=1,
-            out_channels=4,
-            cross_attention_dim=16,
-            time_proj_dim=8,
-            # Begin and end of the sound, embedded by the projection model.
-            global_states_input_dim=2 * 12,
-            cross_attention_input_dim=12,
-        )
+        # Begin and end of the sound, embedded by the projection model.
+        lambda: stable_audio(conditions=2 * 12, text=12)
     )
     autoencoder = seeded(
         lambda: AutoencoderOobleck(

@@ -6,6 +6,8 @@ from typing import Any
 
 import transformers
 from denoisers.all_classes import CLASSES
+from denoisers.hunyuan import hunyuan_dit
+from denoisers.pixart import pixart
 from diffusers import (
     AuraFlowPipeline,
     ChromaPipeline,
@@ -18,11 +20,9 @@ from diffusers import (
     FluxImg2ImgPipeline,
     FluxKontextPipeline,
     FluxPipeline,
-    HunyuanDiT2DModel,
     HunyuanDiTPipeline,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
-    PixArtTransformer2DModel,
     StableDiffusion3Pipeline,
 )
 
@@ -152,32 +152,14 @@ def build_aura_flow() -> AuraFlowPipeline:
     )
 
 
-def _pixart(sigma: bool) -> PixArtTransformer2DModel:
-    # For 128 (a picture of 1024 pixels) the pipeline of alpha passes the sizes of the picture too; sigma has no use
-    # for them.
-    return denoiser(
-        lambda: PixArtTransformer2DModel(
-            num_attention_heads=2,
-            # The embeddings of height, width and aspect ratio are a third of the width each.
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=8,
-            num_layers=3,
-            cross_attention_dim=24,
-            sample_size=8 if sigma else 128,
-            patch_size=2,
-            use_additional_conditions=not sigma,
-            caption_channels=10,
-        )
-    )
-
-
 def _pixart_parts(sigma: bool) -> dict[str, Any]:
     return {
         "tokenizer": t5_tokenizer(),
         "text_encoder": t5_text(10),
         "vae": vae(),
-        "transformer": _pixart(sigma),
+        # For 128 (a picture of 1024 pixels) the pipeline of alpha passes the sizes of the picture too; sigma has no
+        # use for them.
+        "transformer": denoiser(lambda: pixart(sample_size=8 if sigma else 128, sizes=not sigma)),
         "scheduler": DPMSolverMultistepScheduler(),
     }
 
@@ -223,23 +205,7 @@ def call_dit(steps: int, batch: int) -> dict[str, Any]:
 def build_hunyuan_dit() -> HunyuanDiTPipeline:
     """HunyuanDiT 1.2; the pipeline itself fixes the text lengths and, for the positions, the factor 8 of the VAE."""
     tokenizer = bert_tokenizer()
-    transformer = denoiser(
-        lambda: HunyuanDiT2DModel(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            patch_size=2,
-            sample_size=8,
-            hidden_size=16,
-            # An even depth: the second half takes what the first half left.
-            num_layers=4,
-            cross_attention_dim=10,
-            cross_attention_dim_t5=8,
-            pooled_projection_dim=12,
-            text_len=77,
-            text_len_t5=256,
-        )
-    )
+    transformer = denoiser(lambda: hunyuan_dit(layers=4, text=77, second_text=256))
     bert = transformers.BertConfig(
         vocab_size=len(tokenizer), hidden_size=10, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2
     )

@@ -106,15 +106,18 @@ def t5_tokenizer() -> Any:
     return build_tokenizer()
 
 
-def clip_text(width: int, pooled: int = 0) -> nn.Module:
-    """A CLIP text encoder; with `pooled` the class that projects its pooled output to that width."""
+def clip_text(width: int, pooled: int = 0, tokens: int = 20) -> nn.Module:
+    """A CLIP text encoder; with `pooled` the class that projects its pooled output to that width.
+
+    Of 77 tokens for pipelines which pad to that length whatever the tokenizer says.
+    """
     config = transformers.CLIPTextConfig(
         vocab_size=len(build_clip_tokenizer()),
         hidden_size=width,
         intermediate_size=8,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=20,
+        max_position_embeddings=tokens,
         projection_dim=pooled or width,
         bos_token_id=0,
         eos_token_id=1,

@@ -17,7 +17,6 @@ from diffusers import (
 )
 from torch import nn
 
-from festina.zoo.components import build_clip_tokenizer
 from pipelines.parts_images import seeded
 
 VIDEO_HEIGHT, VIDEO_WIDTH = 16, 32
@@ -46,22 +45,6 @@ def embedded_prompts(batch: int, tokens: int, width: int) -> dict[str, torch.Ten
     negative = torch.randn(1, tokens, width, generator=generator)
     rows = [torch.randn(1, tokens, width, generator=generator) for _ in range(batch)]
     return {"prompt_embeds": torch.cat(rows), "negative_prompt_embeds": negative.repeat(batch, 1, 1)}
-
-
-def clip_text_long(width: int) -> nn.Module:
-    """A CLIP text encoder of 77 tokens, for pipelines which pad to that length whatever the tokenizer says."""
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(build_clip_tokenizer()),
-        hidden_size=width,
-        intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return seeded(lambda: transformers.CLIPTextModel(config), 2)
 
 
 def clip_vision(width: int, projected: int = 0) -> nn.Module:

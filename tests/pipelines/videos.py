@@ -27,6 +27,7 @@ from festina.zoo.components import build_clip_tokenizer
 from pipelines import videos_unets, videos_wan
 from pipelines.parts_images import HEIGHT, NEGATIVE, WIDTH, denoiser, pictures, prompts, quiet, run, seeded, vae
 from pipelines.parts_images_text import (
+    clip_text,
     decoder_text,
     llama_tokenizer,
     qwen_tokenizer,
@@ -37,7 +38,6 @@ from pipelines.parts_images_text import (
 from pipelines.parts_videos import (
     VIDEO_HEIGHT,
     VIDEO_WIDTH,
-    clip_text_long,
     frames_of,
     vae_allegro,
     vae_cogvideox,
@@ -104,7 +104,7 @@ def build_hunyuanvideo() -> HunyuanVideoPipeline:
             transformer=seeded(CLASSES["HunyuanVideoTransformer3DModel"].build, 0),
             vae=vae_hunyuan(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
-            text_encoder_2=clip_text_long(12),
+            text_encoder_2=clip_text(12, tokens=77),
             tokenizer_2=build_clip_tokenizer(),
         )
     )
@@ -245,7 +245,7 @@ def build_kandinsky5() -> Kandinsky5T2VPipeline:
         vae=vae_hunyuan(),
         text_encoder=None,
         tokenizer=None,
-        text_encoder_2=clip_text_long(6),
+        text_encoder_2=clip_text(6, tokens=77),
         tokenizer_2=build_clip_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
     )

@@ -15,15 +15,27 @@ HUES = (
     ("#b02a37", "#f07f88"),
     ("#3d6f8f", "#93c4dd"),
     ("#5a4fcf", "#a9a2f5"),
+    ("#5b7d1f", "#a9cf6a"),
 )
 """Colours on a light and on a dark ground, after Okabe and Ito."""
 
-SYMBOLS = (("circle", "o"), ("diamond", "D"), ("triangle-up", "^"), ("cross", "P"), ("x", "X"))
-"""Names of markers in plotly and codes in matplotlib; no two of 35 groups have both colour and symbol in common."""
+SYMBOLS = (
+    ("circle", "o"),
+    ("diamond", "D"),
+    ("triangle-up", "^"),
+    ("cross", "P"),
+    ("x", "X"),
+    ("triangle-down", "v"),
+    ("triangle-right", ">"),
+)
+"""Names of markers in plotly and codes in matplotlib; no two of 56 groups have both colour and symbol in common, as the
+number of colours and that of symbols have no divisor in common."""
 
 SHAPES = {
     "diamond": "border-radius:0;transform:rotate(45deg) scale(.85)",
     "triangle-up": "border-radius:0;clip-path:polygon(50% 0,100% 100%,0 100%)",
+    "triangle-down": "border-radius:0;clip-path:polygon(0 0,100% 0,50% 100%)",
+    "triangle-right": "border-radius:0;clip-path:polygon(0 0,100% 50%,0 100%)",
     "cross": "border-radius:0;clip-path:polygon(33% 0,67% 0,67% 33%,100% 33%,100% 67%,67% 67%,67% 100%,33% 100%,"
     "33% 67%,0 67%,0 33%,33% 33%)",
     "x": "border-radius:0;clip-path:polygon(20% 0,50% 30%,80% 0,100% 20%,70% 50%,100% 80%,80% 100%,50% 70%,20% 100%,"

@@ -15,7 +15,7 @@ from festina.benchmark.figures import Figures
 from festina.benchmark.variants import Variant
 from festina.errors import FestinaError
 from festina.metrics.distances import frechet_distance, psnr
-from festina.metrics.reward import Reward
+from festina.metrics.reward import Reward, scores_of
 from festina.metrics.similarity import Similarity
 from festina.peers import audit
 from festina.report.comparison import Fidelity, png, strip
@@ -105,7 +105,7 @@ def look_at(drawn: Drawn, variant: Variant, workload: Workload, reference: Tenso
         key=variant.key,
         steps=variant.steps,
         plan=variant.plan,
-        scores=_scores(judges.reward, images, workload),
+        scores=scores_of(judges.reward, images, [prompt for prompt, _ in workload.pictures()], workload.batch),
         macs=drawn.macs,
         held_bytes=drawn.held_bytes,
         frechet=_frechet(images, judges.fidelity),
@@ -149,21 +149,6 @@ def _png_file(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     return stream.getvalue()
-
-
-def _scores(reward: Reward, images: Tensor, workload: Workload) -> tuple[float, ...]:
-    prompts = [prompt for prompt, _ in workload.pictures()]
-    scores: list[float] = []
-    for start in range(0, len(images), workload.batch):
-        part = slice(start, start + workload.batch)
-        found = reward(images[part], prompts[part])
-        if found.shape != (len(prompts[part]),) or not bool(found.isfinite().all()):
-            raise FestinaError(
-                f"the reward {reward.name!r} gave {found.tolist()!s:.80} for {len(prompts[part])} pictures; wanted one "
-                f"finite number each."
-            )
-        scores += found.tolist()
-    return tuple(scores)
 
 
 def _frechet(images: Tensor, fidelity: Fidelity | None) -> float | None:

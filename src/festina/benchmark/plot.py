@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from festina.benchmark.looks import looks_of
 from festina.benchmark.results import Benchmark, Result
-from festina.errors import FestinaError
+from festina.report.canvas import INK, figure_of, frame, headings, save
 from festina.report.look import Look
-from festina.report.whole import write_whole_bytes
 
 INCHES = (11.0, 6.4)
-DOTS_PER_INCH = 150
+"""Width, and the height for as many groups as fit beside it; more of them make the plot higher."""
 
-_INK, _MUTED, _RULE = "#16181d", "#5d626c", "#e4e5e8"
+_TOP, _LINE = 0.87, 0.215
+"""Where axes and legend begin, as a share of the height, and inches of a line of the legend."""
 
 
 def write_plot(found: Benchmark, path: Path) -> None:
@@ -24,20 +23,27 @@ def write_plot(found: Benchmark, path: Path) -> None:
     Raises:
         FestinaError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FestinaError("the static plot needs matplotlib; run `pip install festina[plot]`.") from None
-    figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, facecolor="white")
+    save(plotted(found), path)
+
+
+def plotted(found: Benchmark) -> Any:
+    """The plot of a benchmark as a figure of matplotlib. Every group has a line of the legend.
+
+    Raises:
+        FestinaError: matplotlib is not installed.
+    """
+    lines = 2 + len(found.groups)
+    figure = figure_of((INCHES[0], max(INCHES[1], lines * _LINE / _TOP)))
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.075, right=0.765, top=0.86, bottom=0.105)
-    _frame(axes)
+    figure.subplots_adjust(left=0.075, right=0.765, top=_TOP - 0.01, bottom=0.105)
+    frame(axes, "Seconds per picture")
+    axes.set_ylabel("Reward", color=INK)
     front = found.front
     axes.step(
         [each.seconds for each in front],
         [each.figures.reward for each in front],
         where="post",
-        color=_INK,
+        color=INK,
         linewidth=1.4,
         label="front of all runs",
         zorder=2,
@@ -45,26 +51,10 @@ def write_plot(found: Benchmark, path: Path) -> None:
     for group, look in looks_of(found.groups).items():
         _group(axes, found.of_group(group), look, group)
     axes.set_xlim(left=0)
-    # Dollar signs would start mathematics.
-    title = f"Ways to run {found.model} faster".replace("$", r"\$")
-    figure.text(0.012, 0.945, title, fontsize=14, fontweight="bold", color=_INK)
     remark = "Up and to the left is better. Bars are 95 % confidence intervals. Larger marks are on the front."
-    figure.text(0.012, 0.9, remark, fontsize=9, color=_MUTED)
-    figure.legend(loc="upper left", bbox_to_anchor=(0.78, 0.87), frameon=False, fontsize=9, labelspacing=0.7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_whole_bytes(path, buffer.getvalue())
-
-
-def _frame(axes: Any) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-    axes.tick_params(colors=_MUTED, labelsize=9, length=0)
-    axes.grid(color=_RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("Seconds per picture", color=_INK)
-    axes.set_ylabel("Reward", color=_INK)
+    headings(figure, f"Ways to run {found.model} faster", remark, 0.9)
+    figure.legend(loc="upper left", bbox_to_anchor=(0.78, _TOP), frameon=False, fontsize=9, labelspacing=0.7)
+    return figure
 
 
 def _group(axes: Any, runs: tuple[Result, ...], look: Look, label: str) -> None:

@@ -82,22 +82,25 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A way to run the pipeline that did not work, and why; a method as a whole where no setting of it was tried."""
+class NotRun:
+    """A way to run the pipeline that does not take part; for its attributes see `Variant`."""
 
     name: str
     group: str
     settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed(NotRun):
+    """One that did not work, and why; a method as a whole where no setting of it was tried."""
+
     reason: str
 
 
 @dataclass(frozen=True)
-class Alike:
-    """A way to run the pipeline that is the same as another one and was not run again."""
+class Alike(NotRun):
+    """One that is the same as another one and was not run again."""
 
-    name: str
-    group: str
-    settings: Mapping[str, Any]
     same_as: str
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from festina.calibration.record import BranchRecord, Calibration, Rows
 from festina.errors import FestinaError
-from festina.strict import brief, read_json
+from festina.strict import read_json, read_whole
 
 VERSION = 1
 MAX_BYTES = 256 * 2**20
@@ -64,18 +64,7 @@ def read_file(path: Path) -> Calibration:
     Raises:
         FestinaError: it cannot be read or is not a valid calibration.
     """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-        text = content.decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise FestinaError(f"cannot read the calibration {path}: {brief(error)}") from None
-    if len(content) > MAX_BYTES:
-        raise FestinaError(f"{path}: larger than a calibration can be ({MAX_BYTES} bytes).")
-    try:
-        return _calibration(read_json(text, "a calibration"))
-    except FestinaError as error:
-        raise FestinaError(f"{path}: {error}") from None
+    return read_whole(path, "calibration", MAX_BYTES, lambda text: _calibration(read_json(text, "a calibration")))
 
 
 def _calibration(record: Any) -> Calibration:

@@ -14,6 +14,7 @@ from torch import Tensor
 from festina.calibration.places import Places, tensors_of
 from festina.calibration.record import CHANGES, DISTANCES, LAG_ERRORS, LAGS, MAGNITUDES, BranchRecord, Row, Rows
 from festina.executor.clock import StepClock
+from festina.executor.gating import relative_change
 
 Values = Sequence[Tensor]
 """A value of one or more tensors."""
@@ -118,7 +119,8 @@ class RunObserver:
         _, signal, earlier = before
         assert signal is not None
         assert self._signal is not None
-        moved = _share(_distance([self._signal], [signal]), [signal])
+        # As a gate will see it.
+        moved = relative_change(signal, self._signal, rows=False)
         return moved, _share(_distance(outputs, earlier), earlier)
 
 

@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from festina.calibration.record import CHANGES, DISTANCES, LAG_ERRORS, MAGNITUDES, MEASURES
 from festina.errors import FestinaError
-from festina.names import FEATURE
-from festina.sites import Site, component_sites, first_attention, resolve, site_tree, stack_runs
+from festina.sites import Site, component_sites, deep_regions, first_attention, resolve, site_tree, stack_runs
 
 
 @dataclass(frozen=True)
@@ -70,19 +69,6 @@ def places_of(denoiser: nn.Module, measures: Collection[str] | None) -> Places:
             f"attention. Leave them out; what it has is {', '.join(name for name in MEASURES if there[name])}."
         )
     return Places(tuple(name for name in MEASURES if name in wanted), component_sites(denoiser), stack, cut, signal)
-
-
-def deep_regions(denoiser: nn.Module) -> str:
-    """Name of the run of a U-Net's regions that DeepCache serves at the shallowest branch (arXiv 2312.00858).
-
-    Raises:
-        FestinaError: it has fewer than three regions.
-    """
-    regions = site_tree(denoiser).regions
-    if len(regions) < 3:
-        raise FestinaError(f"{type(denoiser).__name__} has {len(regions)} regions; wanted a U-Net of at least 3.")
-    first, last = regions[1], regions[-2]
-    return f"{first}:{FEATURE}" if first == last else f"{first}..{last}:{FEATURE}"
 
 
 class Observer(Protocol):

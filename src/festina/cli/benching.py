@@ -14,13 +14,9 @@ from festina.strict import write_whole
 
 if TYPE_CHECKING:
     from festina.benchmark.results import Benchmark
-    from festina.zoo.shipped import Shipped
 
-SHIPPED_IMAGES, SHIPPED_SEED = 128, 400
-"""Captions that a pipeline that ships draws if nothing is said, and the seed they are drawn by: none of a search's."""
-
-CALIBRATION_IMAGES, CALIBRATION_SEED = 8, 300
-"""Prompts that methods are calibrated on if nothing is said, and the seed of those of a pipeline that ships."""
+CALIBRATION_IMAGES = 8
+"""Prompts that methods are calibrated on if nothing is said."""
 
 
 def bench_command(
@@ -60,13 +56,15 @@ def bench_command(
     """
     from festina.benchmark.catalogue import entries_named
     from festina.benchmark.session import Job, run_benchmark
-    from festina.cli.searching import fidelity_of, load_reward, showing_progress
+    from festina.cli.judging import fidelity_of, load_reward
+    from festina.cli.progress import showing_progress
+    from festina.cli.prompts import prompts_of_bench
     from festina.zoo import call_arguments, load
     from festina.zoo.shipped import shipped
 
     ours = shipped(model)
     entries = entries_named(methods)
-    drawn, other = _prompts(ours, prompts, calibration, images, calibration_images)
+    drawn, other = prompts_of_bench(ours, prompts, calibration, images, calibration_images)
     named = _plans(model if ours else None, plans or [])
     judged_by = load_reward(reward or ("judge" if ours else None), device, model)
     pipe = load(model, device)
@@ -100,29 +98,6 @@ def write_all(found: Benchmark, out: Path) -> None:
         write_plot(found, out / "bench.png")
     except FestinaError as error:
         console.print(f"[dim]no bench.png: {error}[/]")
-
-
-def _prompts(
-    ours: Shipped | None, prompts: Path | None, calibration: Path | None, images: int | None, calibrated: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What is drawn, and what methods are calibrated on."""
-    from festina.cli.searching import read_prompts
-
-    if prompts is None:
-        if ours is None:
-            raise FestinaError("no prompts; give --prompts FILE with one per line (about 100 that are like your own).")
-        if calibration is not None:
-            raise FestinaError("--calibration without --prompts; give both or, for a pipeline that ships, neither.")
-        drawn = ours.captions(images or SHIPPED_IMAGES, SHIPPED_SEED)
-        return drawn, ours.captions(calibrated, CALIBRATION_SEED, drawn)
-    lines = read_prompts(prompts)
-    if calibration is not None:
-        return lines[:images], read_prompts(calibration)[:calibrated]
-    # Without a second file the last ones calibrate: no more than a quarter, and none that are drawn.
-    count = min(calibrated, len(lines) // 4)
-    if count == 0:
-        raise FestinaError(f"{prompts} has {len(lines)} prompts; give at least 4, or a second file by --calibration.")
-    return lines[:-count][:images], lines[-count:]
 
 
 def _plans(ours: str | None, given: list[str]) -> tuple[tuple[str, Plan], ...]:

@@ -9,8 +9,8 @@ import typer
 
 from festina.errors import FestinaError
 
-SHIPPED_PROMPTS, SHIPPED_SEED = 8, 300
-"""How many captions a pipeline that ships is calibrated on if nothing is said, and the seed they are drawn by."""
+SHIPPED_PROMPTS = 8
+"""How many captions a pipeline that ships is calibrated on if nothing is said."""
 
 
 def calibrate_command(
@@ -34,7 +34,8 @@ def calibrate_command(
     The file is written after each picture. Ctrl-C at any time; the same command goes on.
     """
     from festina.calibration import calibrate
-    from festina.cli.searching import read_prompts, showing_progress
+    from festina.cli.progress import showing_progress
+    from festina.cli.prompts import CALIBRATION_SEED, read_prompts
     from festina.search.generation import call_of
     from festina.search.workload import Workload
     from festina.zoo import call_arguments, load
@@ -44,7 +45,7 @@ def calibrate_command(
     if prompts is not None:
         chosen = read_prompts(prompts)[:images]
     elif ours is not None:
-        chosen = ours.captions(images or SHIPPED_PROMPTS, SHIPPED_SEED)
+        chosen = ours.captions(images or SHIPPED_PROMPTS, CALIBRATION_SEED)
     else:
         raise FestinaError("no prompts; give --prompts FILE with one per line (a few that are like your own).")
     pipe = load(model, device)

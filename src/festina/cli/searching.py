@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from festina.errors import FestinaError
 
 if TYPE_CHECKING:
     from festina.metrics.reward import Reward
-    from festina.metrics.video_judge import VideoJudge
     from festina.search.engine import Progress as Told
-    from festina.zoo.shipped import Shipped
 
 FEWER_STEPS = (4, 6, 8, 10, 14)
 FORA_INTERVALS = (2, 3, 4, 5)
 MOST_SHOWN, MOST_SEEDS = 16, 12
 """Most plans of the front and most seeds that are measured for the front page; all plans are in the folder."""
-
-SCENES_SEED, HELD_OUT_SCENES_SEED = 100, 200
 
 
 class MutationName(StrEnum):
@@ -70,13 +63,16 @@ def search_command(
 
     Every measurement is kept. Ctrl-C at any time; the same command goes on where it was.
     """
+    from festina.cli.judging import load_reward
+    from festina.cli.progress import showing_progress
+    from festina.cli.prompts import prompts_of_search
     from festina.search.session import Job, learn
     from festina.search.settings import ECAD_MUTATION, WORKING_MUTATION, SearchSettings
     from festina.zoo import call_arguments, load
     from festina.zoo.shipped import shipped
 
     ours = shipped(model)
-    calibration, other = _prompts(ours, prompts, held_out, images, held_out_images)
+    calibration, other = prompts_of_search(ours, prompts, held_out, images, held_out_images)
     judged_by = load_reward(reward or ("judge" if ours else None), device, model)
     pipe = load(model, device)
     settings = SearchSettings(
@@ -94,6 +90,7 @@ def search_command(
 
 def report(pipe: Any, model: str, job: Any, reward: Reward, front: Any, out: Path, told: Told) -> None:
     """Measure the front beside what a user could do instead, and write `page.json`, `index.html` and the table."""
+    from festina.cli.judging import fidelity_of
     from festina.methods import fora
     from festina.report import FrontPage, rich_table, write_page, write_plot
     from festina.report.comparison import Variant, compare
@@ -172,152 +169,3 @@ def notes_on(pipe: Any) -> tuple[str, ...]:
     from festina.search.generation import draws_videos
 
     return ("A picture here is a video: its frames stand side by side.",) if draws_videos(pipe) else ()
-
-
-def fidelity_of(model: str, prompts: tuple[str, ...], device: Any) -> Any:
-    """The judge's features and those of real renders of the same captions, for a pipeline that ships; None for any
-    other model, and for prompts that no renderer could draw."""
-    from festina.report.comparison import Fidelity
-    from festina.zoo.shipped import shipped
-
-    ours = shipped(model)
-    if ours is None:
-        return None
-    try:
-        renders = ours.renders(prompts * max(1, 512 // len(prompts)), seed=7)
-    except FestinaError:
-        return None
-    judge = ours.judge(device)
-
-    def features(images: Any) -> Any:
-        import torch
-
-        with torch.no_grad():
-            return judge.features(images.to(device)).cpu()
-
-    return Fidelity(features, features(renders))
-
-
-def load_reward(name: str | None, device: str, model: str = "scenes") -> Reward:
-    """The reward of this name.
-
-    Args:
-        name: "judge": the judge that ships for the model, of pictures for what does not ship; "video-judge": the judge
-            beside a model one trained oneself, or the one that ships; "clip:MODEL".
-        device: where it runs.
-        model: the model whose pictures it is for.
-
-    Raises:
-        FestinaError: none is named, or it is unknown or cannot be loaded.
-    """
-    from festina.metrics.reward import ClipReward, JudgeReward
-    from festina.zoo import shipped_judge
-    from festina.zoo.shipped import shipped
-
-    if name == "judge":
-        ours = shipped(model)
-        return JudgeReward(ours.judge(device) if ours else shipped_judge(device))
-    if name == "video-judge":
-        return JudgeReward(_video_judge(model, device))
-    if name is not None and name.startswith("clip:") and len(name) > 5:
-        return ClipReward(name[5:], device)
-    found = "no --reward" if name is None else f"--reward {name!r}"
-    raise FestinaError(
-        f"{found}; wanted 'judge' (of the pipelines that ship), 'video-judge' (of moving scenes) or 'clip:MODEL' with "
-        f"a folder or Hub id, e.g. clip:openai/clip-vit-base-patch32."
-    )
-
-
-def _video_judge(model: str, device: str) -> VideoJudge:
-    """The judge of videos in the folder beside a pipeline, as `festina zoo train` writes it, or the one that ships."""
-    from festina.metrics.video_judge import load_video_judge
-    from festina.zoo.loading import WEIGHTS
-    from festina.zoo.shipped import shipped
-
-    beside = Path(model).resolve().parent / "judge"
-    trained = shipped(model) is None and beside.is_dir()
-    return load_video_judge(beside if trained else WEIGHTS / "scenes-video" / "judge", device)
-
-
-def _prompts(
-    ours: Shipped | None, prompts: Path | None, held_out: Path | None, images: int | None, held_out_images: int | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if held_out is not None and prompts is None:
-        raise FestinaError("--held-out without --prompts; give both or, for a pipeline that ships, neither.")
-    if prompts is None:
-        if ours is None:
-            raise FestinaError("no prompts; give --prompts FILE with one per line (about 100 that are like your own).")
-        calibration = ours.captions(images or 64, SCENES_SEED)
-        # The grammar has few captions, so two draws may share some.
-        return calibration, ours.captions(held_out_images or 128, HELD_OUT_SCENES_SEED, calibration)
-    lines = read_prompts(prompts)
-    if held_out is not None:
-        return lines[:images], read_prompts(held_out)[:held_out_images]
-    # Without a second file the last quarter is held out.
-    cut = max(2, len(lines) // 4)
-    if len(lines) < 4:
-        raise FestinaError(f"{prompts} has {len(lines)} prompts; give at least 4, or a second file by --held-out.")
-    return lines[:-cut][:images], lines[-cut:][:held_out_images]
-
-
-def scene_captions(count: int, seed: int) -> tuple[str, ...]:
-    """`count` different captions of the scenes grammar, a quarter of them with combinations held out of training."""
-    from festina.zoo.shipped import Shipped
-
-    return Shipped("scenes").captions(count, seed)
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The different non-empty lines of a text file.
-
-    Raises:
-        FestinaError: the file cannot be read or has no prompt.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FestinaError(f"cannot read the prompts {path}: {error}.") from None
-    lines = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not lines:
-        raise FestinaError(f"{path} has no prompts; wanted one per line.")
-    return lines
-
-
-@contextmanager
-def showing_progress() -> Iterator[Told]:
-    """A progress bar with the time left; where the output is no terminal, a line now and then."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _telling(console)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def told(done: int, total: int, message: str) -> None:
-            bar.update(task, completed=done, total=total, description=message)
-
-        yield told
-
-
-def _telling(console: Console) -> Told:
-    import time
-
-    began = last = time.monotonic()
-
-    def told(done: int, total: int, message: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < 10 and done < total:
-            return
-        last = now
-        left = (now - began) / max(done, 1) * (total - done)
-        console.print(f"{done}/{total}  {message}  {now - began:.0f} s, about {left:.0f} s left", highlight=False)
-
-    return told

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from festina.errors import FestinaError
 from festina.methods.columns import letters, plan_of_columns, want_whole
 from festina.methods.fora import every
-from festina.methods.levels import levels_of, run_of
 from festina.plan import MAX_STEPS, Plan
-from festina.sites import find_denoiser
+from festina.sites import find_denoiser, levels_of, run_of
 from festina.strict import is_number
 
 CENTRE, POWER = 15, 1.4

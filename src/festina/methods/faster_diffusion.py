@@ -11,9 +11,8 @@ import numpy as np
 from festina.errors import FestinaError
 from festina.methods.columns import letters, plan_of_columns, want_whole
 from festina.methods.fora import every
-from festina.methods.levels import levels_of, run_of
 from festina.plan import MAX_STEPS, Plan
-from festina.sites import entry_site, find_denoiser
+from festina.sites import entry_site, find_denoiser, levels_of, run_of
 from festina.strict import is_number
 
 KEYS, KEYS_OF = (0, 1, 2, 3, 5, 10, 15, 25, 35), 50

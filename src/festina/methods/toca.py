@@ -118,10 +118,8 @@ def toca(
     Raises:
         FestinaError: a knob is out of its range, or the denoiser has nothing that can be computed by token.
     """
-    denoiser = find_denoiser(pipe)
-    rules = rules or _TOCA.get(type(denoiser).__name__, Rules())
-    settings = _settings(interval, ratio, choice, age_weight, seed, rules)
-    remainders = full_steps(steps, interval, _of_full_steps(rules, interval, ratio))
+    rules = rules or _published(_TOCA, pipe)
+    settings, remainders = _beginning(steps, interval, ratio, choice, age_weight, seed, rules)
     kinds = [COMPUTE if not remainder else PARTIAL for remainder in remainders]
     return _plan(pipe, kinds, (), "toca", settings, rules)
 
@@ -150,12 +148,10 @@ def duca(
     Raises:
         FestinaError: as `toca`, or the denoiser has no stack of blocks.
     """
-    denoiser = find_denoiser(pipe)
-    rules = rules or _DUCA.get(type(denoiser).__name__, Rules())
-    settings = _settings(interval, ratio, choice, age_weight, seed, rules)
-    remainders = full_steps(steps, interval, _of_full_steps(rules, interval, ratio))
+    rules = rules or _published(_DUCA, pipe)
+    settings, remainders = _beginning(steps, interval, ratio, choice, age_weight, seed, rules)
     kinds = [COMPUTE if not remainder else PARTIAL if remainder % 2 else REUSE for remainder in remainders]
-    return _plan(pipe, kinds, stack_runs(denoiser), "duca", settings, rules)
+    return _plan(pipe, kinds, stack_runs(find_denoiser(pipe)), "duca", settings, rules)
 
 
 def full_steps(steps: int, interval: int, rules: Rules) -> tuple[int, ...]:
@@ -212,13 +208,21 @@ def _of_full_steps(rules: Rules, interval: int, ratio: float) -> Rules:
     return rules if ratio and interval > 1 else replace(rules, early=0.0, sensitive=False)
 
 
-def _settings(interval: int, ratio: float, choice: str, age_weight: float, seed: int, rules: Rules) -> dict[str, Any]:
+def _published(known: Mapping[str, Rules], pipe: Any) -> Rules:
+    """The rules of the denoiser's class; for other classes the same share everywhere."""
+    return known.get(type(find_denoiser(pipe)).__name__, Rules())
+
+
+def _beginning(
+    steps: int, interval: int, ratio: float, choice: str, age_weight: float, seed: int, rules: Rules
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The settings of a plan and the remainders of its steps, see `full_steps`; raises like `toca`."""
     want_whole("the interval", interval, 1)
     if not is_number(ratio) or not 0 <= ratio <= 1:
         raise FestinaError(f"the ratio is {ratio!r:.40}; wanted a share of the tokens from 0 to 1.")
     if not is_number(age_weight):
         raise FestinaError(f"the age weight is {age_weight!r:.40}; wanted a number of at least 0.")
-    return {
+    settings = {
         "interval": interval,
         "ratio": ratio,
         "choice": choice,
@@ -226,6 +230,7 @@ def _settings(interval: int, ratio: float, choice: str, age_weight: float, seed:
         "seed": seed,
         "rules": asdict(rules),
     }
+    return settings, full_steps(steps, interval, _of_full_steps(rules, interval, ratio))
 
 
 def _plan(

@@ -36,6 +36,31 @@ class Reward(Protocol):
         on whatever device they lie."""
 
 
+def scores_of(reward: Reward, images: Tensor, prompts: Sequence[str], batch: int) -> tuple[float, ...]:
+    """The scores of any number of pictures or videos, judged in batches.
+
+    Args:
+        reward: the judge.
+        images: pictures (count, 3, height, width) or videos (count, frames, 3, height, width) in [0, 1].
+        prompts: the prompt of each.
+        batch: how many are judged at a time.
+
+    Raises:
+        FestinaError: the reward gave something else than one finite number each.
+    """
+    scores: list[float] = []
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        found = reward(images[part], prompts[part])
+        if found.shape != (len(prompts[part]),) or not bool(found.isfinite().all()):
+            raise FestinaError(
+                f"the reward {reward.name!r} gave {found.tolist()!s:.80} for {len(prompts[part])} pictures; wanted one "
+                f"finite number each. Pictures that are not finite come from overflow: try bfloat16 or float32."
+            )
+        scores += found.tolist()
+    return tuple(scores)
+
+
 class JudgeReward:
     """A judge of what the shipped pipelines draw as a reward; see `festina.metrics.judge.Judge.reward`.
 

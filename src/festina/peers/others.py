@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -19,8 +21,37 @@ def _dbcache(pipe: Any, knobs: Knobs) -> SwitchOff:
 
     own = {name: list(value) if isinstance(value, tuple) else value for name, value in knobs.items() if name != _ORDER}
     calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=knobs[_ORDER]) if _ORDER in knobs else None
-    cache_dit.enable_cache(pipe, cache_config=cache_dit.DBCacheConfig(**own), calibrator_config=calibrator)
-    return lambda: cache_dit.disable_cache(pipe)
+    quiet = ExitStack()
+    quiet.enter_context(_errors_alone("CACHE_DIT"))
+    try:
+        cache_dit.enable_cache(pipe, cache_config=cache_dit.DBCacheConfig(**own), calibrator_config=calibrator)
+    except BaseException:
+        quiet.close()
+        raise
+
+    def switch_off() -> None:
+        with quiet:
+            cache_dit.disable_cache(pipe)
+
+    return switch_off
+
+
+@contextmanager
+def _errors_alone(name: str) -> Iterator[None]:
+    """Keep what a library tells of its doings off the terminal, but for errors; its files of logs go on.
+
+    Each module of cache-dit has a logger and a level of its own, but all write by the handler of this one. That it was
+    switched off it tells as a warning.
+    """
+    handlers = [each for each in logging.getLogger(name).handlers if not isinstance(each, logging.FileHandler)]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(max(handler.level, logging.ERROR))
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
 
 
 def _dbcache_settings(pipe: Any, steps: int) -> Iterable[Knobs]:

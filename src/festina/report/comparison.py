@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from festina.executor import Run, accelerate
 from festina.metrics.distances import frechet_distance, psnr
-from festina.metrics.reward import Reward
+from festina.metrics.reward import Reward, scores_of
 from festina.plan import Plan
 from festina.report.points import Kind, Point
+from festina.report.rounds import timed_round
 from festina.search.engine import Progress, silent
 from festina.search.front import confidence_interval
 from festina.search.generation import generate
@@ -44,6 +44,14 @@ class Variant:
     kind: Kind
     plan: Plan | None
     steps: int
+
+    def running(self, pipe: Any) -> AbstractContextManager[Run | None]:
+        """A context in which the pipeline runs this way.
+
+        Raises:
+            FestinaError: the plan does not fit the pipeline.
+        """
+        return nullcontext() if self.plan is None else accelerate(pipe, self.plan)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def compare(
         uncached: the plan that computes everything, for the price of fewer steps.
         fidelity: for the Frechet distance; left out if None.
         shown: how many pictures of each variant are kept.
-        rounds: timed rounds; in each, every variant makes one batch of pictures, one after another.
+        rounds: timed rounds, see `festina.report.rounds`.
         progress: told after every variant and round.
 
     Returns:
@@ -88,17 +96,21 @@ def compare(
     """
     total = len(variants) + rounds
     untouched = next(variant for variant in variants if variant.kind == "uncached")
-    reference = _generate(pipe, untouched, workload, workload.pictures())
+    reference = _generate(pipe, untouched, workload)
     looked_at = []
     for number, variant in enumerate(variants, start=1):
         # Pictures of one variant at a time: at full resolution those of all would not fit into memory.
-        images = reference if variant is untouched else _generate(pipe, variant, workload, workload.pictures())
+        images = reference if variant is untouched else _generate(pipe, variant, workload)
         looked_at.append(_look_at(images, reference, workload, reward, fidelity, shown))
         progress(number, total, f"pictures: {variant.name}")
-    seconds = _interleaved(pipe, variants, workload, rounds, lambda n: progress(len(variants) + n, total, "timing"))
+    timed = []
+    for number in range(1, rounds + 1):
+        timed.append(timed_round(pipe, variants, workload))
+        progress(len(variants) + number, total, "timing")
+    plain = [seconds[untouched.name] for seconds in timed]
     points = []
     for variant, looks in zip(variants, looked_at, strict=True):
-        plan, own = variant.plan, seconds[variant.name]
+        plan, own = variant.plan, [seconds[variant.name] for seconds in timed]
         low, high = confidence_interval(looks.scores, workload.images_per_prompt)
         priced = plan or Plan.computing_all(uncached.denoiser, uncached.sites, variant.steps)
         points.append(
@@ -108,7 +120,7 @@ def compare(
                 steps=variant.steps,
                 macs=price(priced),
                 seconds=median(own) / min(workload.batch, len(workload.pictures())),
-                seconds_ratio=median(first / mine for first, mine in zip(seconds[untouched.name], own, strict=True)),
+                seconds_ratio=median(first / mine for first, mine in zip(plain, own, strict=True)),
                 reward=math.fsum(looks.scores) / len(looks.scores),
                 reward_low=low,
                 reward_high=high,
@@ -137,7 +149,8 @@ def _look_at(
 ) -> _Looks:
     frechet = None if fidelity is None else frechet_distance(fidelity.features(images), fidelity.reference)
     pictures = tuple(png(image) for image in images[:shown])
-    return _Looks(tuple(_scores(reward, images, workload)), frechet, float(psnr(images, reference).mean()), pictures)
+    scores = scores_of(reward, images, [prompt for prompt, _ in workload.pictures()], workload.batch)
+    return _Looks(scores, frechet, float(psnr(images, reference).mean()), pictures)
 
 
 def strip(image: Tensor) -> Tensor:
@@ -164,32 +177,6 @@ def _drawn(image: Tensor) -> Image.Image:
     return Image.fromarray(image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def _generate(pipe: Any, variant: Variant, workload: Workload, pictures: Sequence[tuple[str, int]]) -> Tensor:
-    attached: AbstractContextManager[Run | None] = accelerate(pipe, variant.plan) if variant.plan else nullcontext()
-    with attached:
-        return generate(pipe, pictures, replace(workload, steps=variant.steps))
-
-
-def _interleaved(
-    pipe: Any, variants: Sequence[Variant], workload: Workload, rounds: int, told: Callable[[int], None]
-) -> dict[str, list[float]]:
-    """Seconds of one batch per variant and round. Within a round the variants run one after another, so that what
-    slows the machine for a while slows all of them."""
-    pictures = workload.pictures()[: workload.batch]
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for number in range(1, rounds + 1):
-        for variant in variants:
-            began = time.perf_counter()
-            _generate(pipe, variant, workload, pictures)
-            seconds[variant.name].append(time.perf_counter() - began)
-        told(number)
-    return seconds
-
-
-def _scores(reward: Reward, images: Tensor, workload: Workload) -> list[float]:
-    prompts = [prompt for prompt, _ in workload.pictures()]
-    scores: list[float] = []
-    for start in range(0, len(images), workload.batch):
-        part = slice(start, start + workload.batch)
-        scores += reward(images[part], prompts[part]).tolist()
-    return scores
+def _generate(pipe: Any, variant: Variant, workload: Workload) -> Tensor:
+    with variant.running(pipe):
+        return generate(pipe, workload.pictures(), replace(workload, steps=variant.steps))

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from festina.errors import FestinaError
+from festina.report.canvas import DOTS_PER_INCH, INK, MUTED, figure_of, frame, headings, save
 from festina.report.look import LOOKS
 from festina.report.points import FrontPage, Kind, Point
-from festina.report.whole import write_whole_bytes
 
 INCHES = (12.0, 5.4)
-DOTS_PER_INCH = 150
 SIZE = (round(INCHES[0] * DOTS_PER_INCH), round(INCHES[1] * DOTS_PER_INCH))
 """Width and height of the picture in pixels."""
-
-_INK, _MUTED, _RULE = "#16181d", "#5d626c", "#e4e5e8"
 
 
 def write_plot(page: FrontPage, path: str | os.PathLike[str]) -> None:
@@ -27,21 +22,15 @@ def write_plot(page: FrontPage, path: str | os.PathLike[str]) -> None:
     Raises:
         FestinaError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FestinaError("the static plot needs matplotlib; run `pip install festina[plot]`.") from None
-    figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, facecolor="white")
+    figure = figure_of(INCHES)
     left, right = figure.subplots(1, 2, sharey=True)
     figure.subplots_adjust(left=0.065, right=0.985, top=0.83, bottom=0.12, wspace=0.06)
     scale, unit = _prefix(page.uncached.macs)
     _panel(left, page, lambda point: point.seconds, "Seconds per picture")
     _panel(right, page, lambda point: point.macs / scale, f"{unit} per picture")
-    left.set_ylabel("Reward on held-out prompts", color=_INK)
+    left.set_ylabel("Reward on held-out prompts", color=INK)
     right.tick_params(labelleft=False)
-    # Dollar signs would start mathematics.
-    figure.text(0.012, 0.945, page.title.replace("$", r"\$"), fontsize=14, fontweight="bold", color=_INK)
-    figure.text(0.012, 0.888, "Bars are 95 % confidence intervals.", fontsize=9, color=_MUTED)
+    headings(figure, page.title, "Bars are 95 % confidence intervals.", 0.888)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(
         handles[::-1],
@@ -52,25 +41,17 @@ def write_plot(page: FrontPage, path: str | os.PathLike[str]) -> None:
         frameon=False,
         fontsize=9,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_whole_bytes(Path(path), buffer.getvalue())
+    save(figure, Path(path))
 
 
 def _panel(axes: Any, page: FrontPage, cost: Callable[[Point], float | None], label: str) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-    axes.tick_params(colors=_MUTED, labelsize=9, length=0)
-    axes.grid(color=_RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(label, color=_INK)
+    frame(axes, label)
     drawn = [_kind(axes, page, kind, cost) for kind in reversed(list(LOOKS))]
     if any(drawn):
         axes.set_xlim(left=0)
     else:
         axes.set_xticks([])
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_MUTED)
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
 
 
 def _kind(axes: Any, page: FrontPage, kind: Kind, cost: Callable[[Point], float | None]) -> bool:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor
 
 from festina.errors import FestinaError
 from festina.executor import Run, accelerate
-from festina.metrics.reward import Reward
+from festina.metrics.reward import Reward, scores_of
 from festina.plan import Plan
 from festina.search.archive import Archive, Made, WorkloadKey
 from festina.search.evaluation import Evaluation
@@ -130,22 +129,13 @@ class Evaluator:
                 began = time.perf_counter()
                 images = generate_batch(self.pipe, part, workload, workload.steps)
                 seconds += time.perf_counter() - began
-                scores += self._score(images, [prompt for prompt, _ in part])
+                scores += scores_of(self.reward, images, [prompt for prompt, _ in part], len(part))
                 if run is not None:
                     peak_bytes = max(peak_bytes, run.report().peak_bytes)
         evaluation = Evaluation(
             plan, workload.steps, tuple(scores), workload.images_per_prompt, macs, seconds, peak_bytes
         )
         return Made(evaluation, json.dumps({"hardware": hardware(self.pipe), "libraries": _versions()}))
-
-    def _score(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
-        scores = self.reward(images, prompts)
-        if scores.shape != (len(prompts),) or not bool(scores.isfinite().all()):
-            raise FestinaError(
-                f"the reward {self.reward.name!r} gave {scores.tolist()} for {len(prompts)} pictures; wanted one "
-                f"finite number each. Pictures that are not finite come from overflow: try bfloat16 or float32."
-            )
-        return [float(score) for score in scores]
 
 
 def hardware(pipe: Any) -> str:

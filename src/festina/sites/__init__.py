@@ -6,6 +6,10 @@ found in the model's own structure (`festina.sites.discovery`); where that is no
 """
 
 from festina.sites.discovery import Block as Block
+from festina.sites.levels import Levels as Levels
+from festina.sites.levels import deep_regions as deep_regions
+from festina.sites.levels import levels_of as levels_of
+from festina.sites.levels import run_of as run_of
 from festina.sites.rows import Row as Row
 from festina.sites.rows import Stack as Stack
 from festina.sites.rows import register as register

@@ -1,4 +1,4 @@
-"""The levels of a U-Net, and runs of them as sites; shared by the methods that cut a U-Net in two."""
+"""The levels of a U-Net, and runs of them as sites; what cuts a U-Net in two names them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from festina.errors import FestinaError
 from festina.names import FEATURE
-from festina.sites import region_sites
+from festina.sites.tree import region_sites, site_tree
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,19 @@ def levels_of(denoiser: nn.Module) -> Levels:
 
 
 def run_of(regions: Sequence[str]) -> str:
-    """Name of the site of neighbouring regions, given in order, at least one."""
+    """Name of the site of neighbouring regions, given by their paths in order, at least one."""
     first, last = regions[0], regions[-1]
     return f"{first}:{FEATURE}" if first == last else f"{first}..{last}:{FEATURE}"
+
+
+def deep_regions(denoiser: nn.Module) -> str:
+    """Name of the run of all regions but the first and the last, which DeepCache serves at the shallowest branch (arXiv
+    2312.00858).
+
+    Raises:
+        FestinaError: it has fewer than three regions.
+    """
+    regions = site_tree(denoiser).regions
+    if len(regions) < 3:
+        raise FestinaError(f"{type(denoiser).__name__} has {len(regions)} regions; wanted a U-Net of at least 3.")
+    return run_of(regions[1:-1])

@@ -1,0 +1,52 @@
+"""Timing ways to run one pipeline in rounds, one after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Protocol
+
+from festina.search.generation import generate
+from festina.search.workload import Workload
+
+
+class Way(Protocol):
+    """A way to run a pipeline."""
+
+    @property
+    def name(self) -> str:
+        """What it is called; no two ways of a round have one name."""
+
+    @property
+    def steps(self) -> int:
+        """Its sampling steps."""
+
+    def running(self, pipe: Any) -> AbstractContextManager[object]:
+        """A context in which the pipeline runs this way."""
+
+
+def timed_round(pipe: Any, ways: Sequence[Way], workload: Workload) -> dict[str, float]:
+    """Wall seconds of one batch by name. The ways take turns, so that what slows the machine for a while slows all of
+    them, and ratios are taken within a round.
+
+    Args:
+        pipe: the pipeline, untouched.
+        ways: what is timed, in this order.
+        workload: its first batch is drawn, with each way's own steps.
+
+    Raises:
+        FestinaError: a way does not fit the pipeline.
+    """
+    return {way.name: seconds_of(pipe, way, workload) for way in ways}
+
+
+def seconds_of(pipe: Any, way: Way, workload: Workload) -> float:
+    """Wall seconds of drawing the workload's first batch; putting a plan on and taking it off does not count."""
+    pictures = workload.pictures()[: workload.batch]
+    own = replace(workload, steps=way.steps)
+    with way.running(pipe):
+        began = time.perf_counter()
+        generate(pipe, pictures, own)
+        return time.perf_counter() - began
