@@ -88,9 +88,7 @@ def build_transformer() -> PixArtTransformer2DModel:
     return transformer
 
 
-def velocity(
-    scheduler: Any, clean: Tensor, times: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def velocity(scheduler: Any, clean: Tensor, times: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy latents, the velocity a n - s x, and the times, for clean latents x, noise n and levels a^2 + s^2 = 1."""
     noise = torch.randn(clean.shape, generator=generator)
     signal = scheduler.alphas_cumprod[times].view(-1, *(1,) * (clean.ndim - 1))
