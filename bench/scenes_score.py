@@ -2,7 +2,8 @@
 
 Prints, as Markdown, the share of attributes that the judge reads as the caption says: on real renders (the judge's own
 accuracy), on renders sent through the autoencoder (of videos frame by frame), and on generated pictures or videos, for
-captions of combinations seen in training and for captions with combinations held out of it. `--sheet FILE` writes a
+captions of combinations seen in training and for captions with combinations held out of it; and of generated ones the
+share of each attribute. `--sheet FILE` writes a
 contact sheet of generated pictures, of videos one row of frames each.
 """
 
@@ -45,7 +46,13 @@ class Score:
     attributes: float
     whole: float
     reward: float
-    worst: tuple[str, float]
+    shares: dict[str, float]
+
+    @property
+    def weakest(self) -> str:
+        """The attribute that is right least often, with its share."""
+        name = min(self.shares, key=self.shares.__getitem__)
+        return f"{name} {self.shares[name]:.1%}"
 
 
 def main(arguments: Sequence[str] | None = None) -> Figures:
@@ -76,22 +83,25 @@ def main(arguments: Sequence[str] | None = None) -> Figures:
     print(f"| {what} | count | attributes right | all right | reward | weakest attribute |")
     print("| :-- | --: | --: | --: | --: | :-- |")
     for score in scores:
-        weakest = f"{score.worst[0]} {score.worst[1]:.1%}"
         print(
             f"| {score.name} | {score.pictures} | {score.attributes:.1%} | {score.whole:.1%} | {score.reward:.3f} "
-            f"| {weakest} |"
+            f"| {score.weakest} |"
         )
+    print(f"\n| {what} | {' | '.join(judge.attributes)} |")
+    print("| :-- |" + " --: |" * len(judge.attributes))
+    for score in scores:
+        if score.name.startswith("generated"):
+            print(f"| {score.name} | {' | '.join(f'{share:.1%}' for share in score.shares.values())} |")
     return {score.name: vars(score) for score in scores}
 
 
 def read(judge: Judge | VideoJudge, name: str, pictures: Tensor, captions: Sequence[str]) -> Score:
     """What the judge reads in pictures or videos of these captions."""
     right, applies = judge.correct(pictures, captions)
-    shares = (right.sum(0) / applies.sum(0)).tolist()
-    worst = min(zip(judge.attributes, shares, strict=True), key=lambda pair: pair[1])
+    shares = dict(zip(judge.attributes, (right.sum(0) / applies.sum(0)).tolist(), strict=True))
     whole = (right.sum(1) == applies.sum(1)).float().mean().item()
     reward = judge.reward(pictures, captions).mean().item()
-    return Score(name, len(pictures), (right.sum() / applies.sum()).item(), whole, reward, worst)
+    return Score(name, len(pictures), (right.sum() / applies.sum()).item(), whole, reward, shares)
 
 
 def through_autoencoder(pipe: Any, pictures: Tensor) -> Tensor:

@@ -139,9 +139,8 @@ def test_interrupted_drawing_keeps_what_was_drawn(pipe, tmp_path, monkeypatch, w
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"steps": 6, "plans": ()}, "plans, steps"),
+        ({"steps": 6, "plans": ()}, "steps"),
         ({"prompts": PROMPTS[:2]}, "prompts"),
-        ({"entries": ENTRIES[:1]}, "methods"),
         ({"guidance_scale": 2.0}, "guidance"),
         ({"batch": 3}, "batch"),
     ],
@@ -152,6 +151,23 @@ def test_other_settings_in_the_same_folder_are_refused(pipe, folder, watch, chan
         run(pipe, folder, **change)
     assert watch == ([], [])
     assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+
+
+def test_who_takes_part_may_change(pipe, tmp_path, watch):
+    """What was drawn stays; all that are left are timed again, as a round counts only if all of them are in it."""
+    drawn, timed = watch
+    run(pipe, tmp_path, entries=ENTRIES[:1], plans=(), peers=False, rounds=1)
+    first, rounds = list(drawn), list(timed)
+    found = run(pipe, tmp_path, rounds=1)
+    assert [result.variant.name for result in found.results] == NAMES
+    # One of the plans is for another pipeline: it is tried, and not timed.
+    assert sorted(drawn) == sorted([*NAMES, "foreign"])
+    assert drawn[: len(first)] == first
+    assert set(timed[len(rounds) :]) == set(NAMES)
+    assert json.loads((tmp_path / "settings.json").read_text())["methods"] == [entry.method for entry in ENTRIES]
+    again = run(pipe, tmp_path, entries=ENTRIES[:1], plans=(), peers=False, rounds=1)
+    assert {result.variant.name for result in again.results} == set(first)
+    assert len(drawn) == len(NAMES) + 1
 
 
 def test_another_machine_is_refused(pipe, folder, monkeypatch):

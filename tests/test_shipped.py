@@ -293,7 +293,9 @@ def test_the_score_of_any_that_ships(installed, name, capsys, tmp_path):
     renders = found["renders, combinations seen in training"]
     # The motion is read by a part of the judge that has not learned anything here.
     assert renders["attributes"] == 1 if name == "scenes-flux" else 0.85 <= renders["attributes"] < 1
-    assert renders["worst"][0] in (VIDEO_HEADS if name == "scenes-video" else Judge.attributes)
+    attributes = tuple(VIDEO_HEADS if name == "scenes-video" else Judge.attributes)
+    assert tuple(renders["shares"]) == attributes
+    assert f"| {' | '.join(attributes)} |" in shown
     assert Image.open(sheet).size == ((2 * FRAMES * 64, 2 * 4 * 64) if name == "scenes-video" else (2 * 4 * 64, 2 * 64))
     with pytest.raises(FestinaError, match="does not ship"):
         scenes_score.main(["mountains"])

@@ -26,6 +26,9 @@ SETTINGS, CALIBRATION, REFERENCE = "settings.json", "calibration.json", "uncache
 RUNS, ROUNDS, PICTURES = "runs", "rounds", "pictures"
 """Names in the folder."""
 
+TAKING_PART = ("methods", "plans", "peers")
+"""Of what is asked, that which says who takes part. It decides no other run's figures."""
+
 ROUND_SCHEMA = 1
 """Version of a round's file."""
 
@@ -54,20 +57,21 @@ class Folder:
         self._hold(asked)
 
     def _hold(self, asked: Mapping[str, Any]) -> None:
-        """Write down what is asked, or make sure that it is what was asked before."""
+        """Write down what is asked, having made sure that, but for who takes part, it is what was asked before."""
         where = self.path / SETTINGS
         text = json.dumps(asked, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        if not where.exists():
-            write_whole(where, text)
-            return
-        before, now = read_json(_text(where), f"the settings of a benchmark ({where})"), json.loads(text)
-        if before != now:
+        if where.exists():
+            before, now = read_json(_text(where), f"the settings of a benchmark ({where})"), json.loads(text)
             known = before if isinstance(before, dict) else {}
-            other = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
-            raise FestinaError(
-                f"{self.path} holds a benchmark with other {', '.join(other)}; give the same to go on with it, or "
-                f"another folder."
-            )
+            names = {*known, *now} - {*TAKING_PART}
+            if other := sorted(name for name in names if known.get(name) != now.get(name)):
+                raise FestinaError(
+                    f"{self.path} holds a benchmark with other {', '.join(other)}; give the same to go on with it, or "
+                    f"another folder."
+                )
+            if before == now:
+                return
+        write_whole(where, text)
 
     def figures(self, variant: Variant) -> Figures | None:
         """What was measured of a variant's pictures; None if nothing was, or of another plan with its name.

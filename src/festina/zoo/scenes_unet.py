@@ -27,7 +27,7 @@ class ScenesUNet(Family):
     """Three levels of 16, 8 and 4 pixels, the lower two with attention; guidance in one batched call."""
 
     name = "scenes-unet"
-    settings = TrainSettings(text_steps=700, denoiser_steps=6_200)
+    settings = TrainSettings(text_steps=700, denoiser_steps=9_800)
 
     def __init__(self) -> None:
         self.clip = build_clip_tokenizer()

@@ -44,7 +44,7 @@ class ScenesVideo(Family):
     """Five pairs of a spatial and a temporal block, 192 wide, 8 frames of 64 tokens; guidance in one batched call."""
 
     name = "scenes-video"
-    settings = TrainSettings(scenes=12_000, text_steps=400, denoiser_steps=3_800, denoiser_batch=12, judge_steps=900)
+    settings = TrainSettings(scenes=12_000, text_steps=400, denoiser_steps=4_900, denoiser_batch=12, judge_steps=900)
     heads: Mapping[str, tuple[str, ...]] = VIDEO_HEADS
     # The class draws 16 frames of 512 x 512.
     call: Mapping[str, Any] = MappingProxyType({"height": 64, "width": 64, "video_length": FRAMES})
