@@ -158,7 +158,8 @@ def test_the_file_keeps_branches_and_the_key_tells_them_apart():
     pipe = pixart_pipeline()
     plan = leaving_out(pipe, ["all", "conditional", "merged"])
     assert Plan.from_json(plan.to_json()) == plan
-    assert len({replace(plan, steps=leaving_out(pipe, ["all", "all", one]).steps).key() for one in BRANCHES}) == 3
+    keys = {replace(plan, steps=leaving_out(pipe, ["all", "all", one]).steps).key() for one in BRANCHES}
+    assert len(keys) == len(BRANCHES)
     assert leaving_out(pipe, ["all"] * 4).key() == all_compute(pipe).key()
     assert [step.branches for step in plan.resample(6).steps] == ["all", "all", *["conditional"] * 2, *["merged"] * 2]
     with pytest.raises(FestinaError, match="branches 'none', none of"):

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING
 
 from festina.answering import cut_ahead
 from festina.forecasts import NEWTON, TAYLOR
-from festina.records import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, Step, enclosing_sites
+from festina.records import (
+    ALL,
+    COMPUTE,
+    CONDITIONAL,
+    DIFFERENCE,
+    FORECASTS,
+    GATED,
+    PARTIAL,
+    REUSE,
+    Step,
+    enclosing_sites,
+    one_kind,
+)
 
 if TYPE_CHECKING:
     from festina.plan import Plan
@@ -42,14 +54,16 @@ def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, 
     outermost_first = sorted(range(len(sites)), key=lambda site: len(parents[site]))
     computed = [0] * len(sites)
     rows: list[Step] = []
-    for index, step in enumerate(steps):
+    for index, (step, branches) in enumerate(zip(steps, _canonical_branches(steps), strict=True)):
+        # One answer that stands for both is the same at any strength.
+        guidance = float(step.guidance) + 0.0 if branches in (ALL, DIFFERENCE) else 1.0
         if step.replays and index:
             # Whatever it says of sites or branches, the denoiser is not called; it is as the step before left it.
-            branches = rows[-1].branches
-            rows.append(replace(step, actions=REUSE * len(sites), branches=branches, ahead=0, shares=()))
+            actions = REUSE * len(sites)
+            rows.append(replace(step, actions=actions, branches=branches, ahead=0, shares=(), guidance=guidance))
             continue
-        before = rows[-1].branches if rows else step.branches
-        anew = index == 0 or (step.branches != before and before != ALL)
+        before = one_kind(rows[-1].branches if rows else branches)
+        anew = index == 0 or (one_kind(branches) != before and before != ALL)
         row = [COMPUTE] * len(sites) if anew else list(step.actions)
         for site in outermost_first:
             row[site] = _canonical_action(row, site, parents[site], computed[site], step)
@@ -58,8 +72,29 @@ def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, 
         # A step without `T` has no shares.
         kept = [share if action == PARTIAL else 0.0 for action, share in zip(row, step.shares, strict=False)]
         shares = tuple(kept) if PARTIAL in row else ()
-        rows.append(replace(step, actions="".join(row), shares=shares, replay=None))
+        ahead = 0 if branches == DIFFERENCE else step.ahead
+        made = replace(step, actions="".join(row), shares=shares, replay=None, branches=branches, guidance=guidance)
+        rows.append(replace(made, ahead=ahead))
     return tuple(cut_ahead(sites, rows))
+
+
+def _canonical_branches(steps: Sequence[Step]) -> list[str]:
+    """The branches of each step: those of the step before where one replays, and all where a difference is to be used
+    again, but there is none, or what was stored with it is forgotten since."""
+    found: list[str] = []
+    known = False
+    for index, step in enumerate(steps):
+        if step.replays and index:
+            found.append(found[-1])
+            continue
+        # A difference that is multiplied with 0 is none.
+        branches = CONDITIONAL if step.branches == DIFFERENCE and not step.guidance else step.branches
+        before = one_kind(found[-1]) if found else ALL
+        known = known and before in (ALL, one_kind(branches))
+        branches = ALL if branches == DIFFERENCE and not known else branches
+        known = known or branches == ALL
+        found.append(branches)
+    return found
 
 
 def _canonical_action(row: Sequence[str], site: int, parents: Sequence[int], computed: int, step: Step) -> str:
@@ -81,6 +116,8 @@ def key_of(plan: Plan) -> str:
     what += [] if plan.basis == NEWTON else [plan.basis]
     if any(step.branches != ALL for step in plan.steps):
         what += [step.branches for step in plan.steps]
+    if any(step.guidance != 1 for step in plan.steps):
+        what += [f"{float(step.guidance)!r} times guided" for step in plan.steps]
     if any(step.injected for step in plan.steps):
         what += [repr(float(step.injected)) for step in plan.steps]
     if any(step.ahead for step in plan.steps):

@@ -17,6 +17,7 @@ from torch import nn
 from festina.errors import FestinaError
 from festina.names import FEATURE
 from festina.plan import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, SKIP, Plan, enclosing_sites
+from festina.records import difference_kept, one_kind
 from festina.sites import Site, block_sites, component_sites, region_sites, resolve
 from festina.sites.regions import kept_leaves
 from festina.token_cost import TokenPrice, maps_of, partial_sites, side_tensors, token_prices
@@ -142,7 +143,8 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
 
     Sites are visited in execution order, in one call per branch and step. A value is stored where it is computed and
     freed right after its last read (`values_held`). In a step for one branch of guidance half is kept: of a guided run.
-    What a step answers ahead is kept too, from that step until it is given out, and so is what is replayed.
+    What a step answers ahead is kept too, from that step until it is given out, and so is what is replayed, and the
+    difference of guidance from the step that makes it to the last one that uses it again.
 
     Args:
         plan: the plan.
@@ -156,32 +158,39 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
     """
     during, held, numbers = _kept(plan, denoiser, traced, itemsize)
     steps, answer = plan.canonical().steps, traced.answer * itemsize
-    before, total, most, all_before, answered = np.zeros_like(numbers), 0, 0, True, 0
+    before, total, most, kind, answered = np.zeros_like(numbers), 0, 0, ALL, 0
+    difference, wanted = 0, difference_kept(steps)
     for place, (step, after) in enumerate(zip(steps, held, strict=True)):
         all_run = step.branches == ALL
         replayed_next = place + 1 < len(steps) and steps[place + 1].replays
         last = answer if all_run else branches * answer // 2
+        newest = branches * answer // 2 if all_run and not step.replays else difference
         if answered or step.replays:
             # Answers that are given out, and freed unless the next step replays them.
             total -= 0 if replayed_next else last * (branches if all_run else 1)
             answered = max(0, answered - 1)
+            difference = newest if wanted[place] else 0
+            most = max(most, total + difference)
             continue
-        if all_before and not all_run:
+        if kind == ALL and not all_run:
             # What was stored for all branches is fitted to one before its first site is visited.
             total //= 2
-        elif all_run and not all_before:
+        elif one_kind(step.branches) != kind:
             before, total = np.zeros_like(before), 0
         each = [numbers] * branches if all_run else [numbers * branches // 2]
         for size in each:
             course = total + ((during[place] - before) * size).cumsum()
-            most, total = max(most, int(course.max(initial=0))), int(course[-1]) if len(course) else total
+            most = max(most, difference + int(course.max(initial=0)))
+            total = int(course[-1]) if len(course) else total
             if step.ahead:
                 # All these steps have read what they read, and their answers are kept.
                 total += int(((held[place + step.ahead] - after) * size).sum())
             total += (step.ahead + replayed_next) * last
-            most = max(most, total)
+            most = max(most, total + difference)
+        difference = newest if wanted[place] else 0
+        most = max(most, total + difference)
         total -= sum(int(((during[place] - after) * size).sum()) for size in each)
-        before, all_before, answered = held[place + step.ahead], all_run, step.ahead
+        before, kind, answered = held[place + step.ahead], one_kind(step.branches), step.ahead
     return most
 
 

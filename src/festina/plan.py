@@ -206,7 +206,7 @@ class Plan:
         all forecasts are the same in every basis, it is the usual one. `T` with a share of 0 is `R`, and where there
         is no `T`, no tokens are chosen. `ahead` is cut to what one call can answer (`festina.answering`). A step that
         replays has nothing to say of sites, and runs for the branches of the step before it; the first replays nothing.
-        Two plans with the same canonical form run identically.
+        Without a difference of guidance to use again all branches run. Two plans with this form in common are one run.
         """
         return canonical(self)
 

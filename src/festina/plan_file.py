@@ -1,8 +1,9 @@
 """The text of a plan file: strict JSON, one line per site and step, so that it reads as a table and diffs by step.
 
 Schema 2 added `basis`, `gate` and, in plans that want them, `tokens` and, in their steps, `branches`, `injected`,
-`ahead` and `shares`; files of schema 1 are read as plans that have none of them. Schema 3 added `replay` to steps; a
-plan that replays nothing is written as before, so that its file stays what it was and older versions can read it.
+`ahead` and `shares`; files of schema 1 are read as plans that have none of them. Schema 3 added `replay`, `guidance`
+and the branches `difference` to steps; a plan that has none of these is written as before, so that its file stays what
+it was and older versions can read it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from typing import Any
 from festina.forecasts import NEWTON
 from festina.gates import Gate
 from festina.plan import ALL, Measurement, Plan, Step, want
+from festina.records import DIFFERENCE
 from festina.strict import is_number, read_json
 from festina.tokens import Tokens
 
 SCHEMA = 3
 """Latest version of the plan file. All up to it are read; written is the first that has words for all of a plan."""
 
-_WITHOUT_REPLAY = 2
+_BEFORE = 2
+"""The last version without the words that schema 3 added to steps."""
 
 
 def text_of(plan: Plan) -> str:
     """The plan file's text; equal plans give equal text."""
     record = {
-        "festina_plan": SCHEMA if any(step.replays for step in plan.steps) else _WITHOUT_REPLAY,
+        "festina_plan": SCHEMA if any(_is_new(step) for step in plan.steps) else _BEFORE,
         "denoiser": plan.denoiser,
         "sampler": plan.sampler,
         "method": plan.method,
@@ -39,6 +42,11 @@ def text_of(plan: Plan) -> str:
         "steps": [_step_record(step) for step in plan.steps],
     }
     return "\n".join(_pretty(record)) + "\n"
+
+
+def _is_new(step: Step) -> bool:
+    """Whether a step says something that only the latest schema has words for."""
+    return step.replays or step.guidance != 1 or step.branches == DIFFERENCE
 
 
 def _pretty(record: Mapping[str, Any]) -> Iterator[str]:
@@ -69,6 +77,8 @@ def _step_record(step: Step) -> dict[str, Any]:
         record["shares"] = [float(share) for share in step.shares]
     if step.replay is not None:
         record["replay"] = float(step.replay)
+    if step.guidance != 1:
+        record["guidance"] = float(step.guidance)
     return record
 
 
@@ -109,11 +119,14 @@ def _read_step(number: int, record: Any, version: int) -> Step:
     want(isinstance(record, dict), f"step {number} is an object")
     whole = {"branches": ALL, "injected": 0.0, "ahead": 0, "shares": []} | record
     known = {"noise", "actions", "branches", "injected", "ahead", "shares"}
-    _keys(whole, known | ({"replay"} & set(record) if version > _WITHOUT_REPLAY else set()), f"step {number}")
-    want(is_number(whole.get("replay", 0.0)), f"'replay' of step {number} is a number")
+    _keys(whole, known | ({"replay", "guidance"} & set(record) if version > _BEFORE else set()), f"step {number}")
+    for factor in ("replay", "guidance"):
+        want(is_number(whole.get(factor, 0.0)), f"{factor!r} of step {number} is a number")
     want(is_number(record["noise"]), f"'noise' of step {number} is a number")
     want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
     want(isinstance(whole["branches"], str), f"'branches' of step {number} is a text")
+    known_then = version > _BEFORE or whole["branches"] != DIFFERENCE
+    want(known_then, f"step {number} has branches {DIFFERENCE!r}, which schema {version} does not know")
     want(is_number(whole["injected"]), f"'injected' of step {number} is a number")
     want(type(whole["ahead"]) is int, f"'ahead' of step {number} is a whole number")
     numbers = isinstance(whole["shares"], list) and all(is_number(share) for share in whole["shares"])
@@ -126,6 +139,7 @@ def _read_step(number: int, record: Any, version: int) -> Step:
         ahead=whole["ahead"],
         shares=tuple(float(share) for share in whole["shares"]),
         replay=float(whole["replay"]) if "replay" in whole else None,
+        guidance=float(whole.get("guidance", 1.0)),
     )
 
 

@@ -15,10 +15,11 @@ COMPUTE, REUSE, SKIP, GATED, PARTIAL = "C", "R", "S", "G", "T"
 FORECASTS = "123456789"
 ACTIONS = COMPUTE + REUSE + SKIP + GATED + PARTIAL + FORECASTS
 
-ALL, CONDITIONAL, MERGED = "all", "conditional", "merged"
-BRANCHES = (ALL, CONDITIONAL, MERGED)
+ALL, CONDITIONAL, MERGED, DIFFERENCE = "all", "conditional", "merged", "difference"
+BRANCHES = (ALL, CONDITIONAL, MERGED, DIFFERENCE)
 """Which branches of guidance the denoiser runs for: all that the pipeline asks for; only the one with the caption,
-whose answer stands for the other; or only one, with the mean of what was stored of both (T-GATE, arXiv 2404.02747)."""
+whose answer stands for the other; only one, with the mean of what was stored of both (T-GATE, arXiv 2404.02747); or
+only the one with the caption, the other one being its answer less what lay between both when both ran last."""
 
 MAX_STEPS = 10_000
 
@@ -39,6 +40,9 @@ class Step:
             others; () in a step without `T`.
         replay: None where the denoiser is called; else it is not, and its last answer is given again, times this factor
             (LTC-Accel, arXiv 2503.09675). Actions mean nothing in such a step.
+        guidance: what the difference of the branches' answers, with the caption and without, is multiplied with before
+            the pipeline guides by it: 1 leaves it alone, 0 does not guide, and (g - 1) / (s - 1) makes the pipeline's
+            strength s a g. Means nothing where one answer stands for both branches.
     """
 
     noise: float
@@ -48,6 +52,7 @@ class Step:
     ahead: int = 0
     shares: tuple[float, ...] = ()
     replay: float | None = None
+    guidance: float = 1.0
 
     @property
     def replays(self) -> bool:
@@ -95,6 +100,7 @@ def check_steps(sites: int, steps: Sequence[Step]) -> None:
         whole = type(step.ahead) is int and 0 <= step.ahead <= MAX_STEPS
         want(whole, f"the steps that step {index} answers ahead are no whole number from 0 to {MAX_STEPS}")
         check_shares(index, step.shares, [action == PARTIAL for action in step.actions])
+        want(is_number(step.guidance), f"the factor on the guidance of step {index} is no finite number")
         scaled = step.replay is None or is_number(step.replay)
         want(scaled, f"the factor of what is replayed in step {index} is no finite number")
         if not 0 <= step.noise <= 1 or not step.noise < last:
@@ -102,6 +108,30 @@ def check_steps(sites: int, steps: Sequence[Step]) -> None:
                 f"step {index} lies at noise {step.noise}; wanted shares in [0, 1] that fall from step to step."
             )
         last = step.noise
+
+
+def one_kind(branches: str) -> str:
+    """What of `BRANCHES` two steps have in common where the one can go on with what the other stored.
+
+    A step that uses the last difference again runs for the same branch as one whose answer stands for the other.
+    """
+    return CONDITIONAL if branches == DIFFERENCE else branches
+
+
+def difference_kept(steps: Sequence[Step]) -> tuple[bool, ...]:
+    """After which steps the difference of the last step in which both branches ran is still to be used.
+
+    Args:
+        steps: the steps of a plan in canonical form.
+    """
+    kept, read = [], False
+    for step in reversed(steps):
+        kept.append(read)
+        if step.branches == DIFFERENCE:
+            read = True
+        elif step.branches == ALL and not step.replays:
+            read = False
+    return tuple(reversed(kept))
 
 
 def enclosing_sites(sites: Sequence[str]) -> list[list[int]]:

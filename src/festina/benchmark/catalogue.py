@@ -184,6 +184,19 @@ def _make_ltc_accel(pipe: Any, steps: int, knobs: Knobs, calibration: Any) -> Pl
     return methods.ltc_accel(pipe, steps, interval, coherence=measured)
 
 
+def _guidance_interval(steps: int) -> tuple[Knobs, ...]:
+    """As shares of the run; the published interval, in noise levels, leaves out its beginning and its end."""
+    shares = ((0.0, 0.5), (0.0, 0.75), (0.25, 1.0), (0.25, 0.75))
+    ends = dict.fromkeys((round(first * (steps - 1)), round(last * (steps - 1))) for first, last in shares)
+    return tuple({"first": first, "last": last} for first, last in ends)
+
+
+def _make_guidance_table(pipe: Any, steps: int, knobs: Knobs, calibration: Any) -> Plan:
+    """Guided in every so many steps only, there by more."""
+    factors = [0.0 if step % knobs["every"] else knobs["factor"] for step in range(steps)]
+    return methods.guidance_table(pipe, factors)
+
+
 CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "fora", _intervals(2, 3, 4, 5, 6), lambda pipe, steps, knobs, _: methods.fora(pipe, steps, knobs["interval"])
@@ -195,6 +208,21 @@ CATALOGUE: tuple[Entry, ...] = (
         _make_pab,
     ),
     Entry("tgate", _tgate, _make_tgate),
+    Entry(
+        "guidance_interval",
+        _guidance_interval,
+        lambda pipe, steps, knobs, _: methods.guidance_interval(pipe, steps, knobs["first"], knobs["last"]),
+    ),
+    Entry(
+        "guidance_table",
+        _these(*({"every": n, "factor": factor} for n, factor in ((2, 1.0), (2, 1.5), (2, 2.0), (3, 2.0)))),
+        _make_guidance_table,
+    ),
+    Entry(
+        "guidance_reuse",
+        _intervals(2, 3, 4),
+        lambda pipe, steps, knobs, _: methods.guidance_reuse(pipe, steps, knobs["interval"]),
+    ),
     Entry(
         "toca",
         _token_steps,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from festina.errors import FestinaError
-from festina.plan import COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan
+from festina.plan import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan
 from festina.strict import write_whole
 
 app = typer.Typer(help="Look at, check and convert plan files.", no_args_is_help=True)
@@ -58,6 +58,10 @@ def show(file: PlanFile) -> None:
             mark = action if action in FORECASTS else _MARKS[action]
             line.append(mark, style=_STYLES.get(action, "on blue") if colour else "")
         line.append(f" {step.actions.count(COMPUTE)}/{len(step.actions)}")
+        if step.branches != ALL:
+            line.append(f" {step.branches}")
+        if step.guidance != 1:
+            line.append(f" guidance times {step.guidance:.4g}")
         console.print(line, no_wrap=True, crop=False, soft_wrap=True)
     marks = "# compute, + for some tokens, . reuse, 1-9 forecast, ? gate, blank skip"
     console.print(f"One line per step, one mark per site: {marks}.", highlight=False)

@@ -2,12 +2,14 @@
 
 A pipeline combines what its denoiser says with the caption and without it. In a step whose plan leaves a branch out,
 the denoiser runs for one of them and its answer stands for the other too, so that what the pipeline makes of both is
-that answer. Nothing of the pipeline is changed.
+that answer; or the other is made of it and of the difference of an older step. Where both run, their difference may be
+scaled. Nothing of the pipeline is changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,94 +17,180 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from festina.errors import FestinaError
+from festina.executor.calls import Leaves, same_values
 from festina.executor.clock import StepClock
+from festina.executor.difference import KEPT, Difference, check_rows, copied, half_of, joined
+from festina.executor.layout import check_layout, guides_in_one_call
 from festina.executor.store import Store
-from festina.plan import ALL, MERGED
+from festina.plan import ALL, MERGED, Plan
+from festina.records import DIFFERENCE, one_kind
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-CONDITIONAL_FIRST = frozenset({"DiTPipeline"})
-"""Pipelines that put the rows with a caption before those without; the others do it the other way round."""
+
+@dataclass(frozen=True)
+class _First:
+    """The first call of a step that guides in separate calls.
+
+    Attributes:
+        branch: its name.
+        sample: what it denoised.
+        answer: what the denoiser said; for a step in which one answer stands for both, what the next call is given.
+        alone: whether no other call of the step runs.
+    """
+
+    branch: str
+    sample: Any
+    answer: Any
+    alone: bool
 
 
 class GuidanceRun:
-    """Which branches of guidance run, in a run whose plan leaves some out.
+    """Which branches of guidance run in each step, and what becomes of their difference.
 
     Args:
+        plan: the plan, in canonical form.
         clock, store: those of the run.
         conditional_first: whether the rows with a caption come first in a batched call.
+        sample: name of the argument that is denoised.
     """
 
-    def __init__(self, clock: StepClock, store: Store, conditional_first: bool) -> None:
-        self.clock, self.store, self.conditional_first = clock, store, conditional_first
+    def __init__(self, plan: Plan, clock: StepClock, store: Store, conditional_first: bool, sample: str) -> None:
+        self.steps, self.clock, self.store = plan.steps, clock, store
+        self.conditional_first, self.sample = conditional_first, sample
+        self.difference = Difference(plan, clock, store)
         self.restart()
 
     def restart(self) -> None:
         """Another run begins, or this one is over."""
         self._branches = ALL
         self._batched: bool | None = None
-        self._answered: tuple[int, Any] = (-1, None)
+        self._alike = False
+        self._step, self._calls = -1, 0
+        self._first: _First | None = None
 
-    def run_all(self) -> None:
+    def answer(
+        self,
+        call: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: Leaves,
+        names: Set[str],
+    ) -> Any:
+        """Answer a call, as its step says.
+
+        Args:
+            call: runs the denoiser on arguments.
+            args, kwargs: the arguments of this call.
+            leaves: the same by path.
+            names: the branches of this denoiser in separate calls.
+
+        Raises:
+            FestinaError: the plan changes guidance, and this pipeline does not guide by two rows or two calls.
+        """
+        step = self.clock.step
+        # A first step of unknown place runs for all.
+        branches = self.steps[step].branches if step < len(self.steps) else ALL
+        self._count()
+        if branches == ALL and not self.difference.matters:
+            self._run_all()
+            return call(args, kwargs)
+        sample = leaves.get(self.sample)
+        if self._batched is None:
+            self._batched = guides_in_one_call(sample)
+            if self.difference.any:
+                check_layout(self.sample, leaves)
+        if self._batched and isinstance(sample, Tensor):
+            return self._halves(branches, call, args, kwargs, len(sample))
+        return self._calls_apart(branches, call, args, kwargs, sample, names)
+
+    def _halves(self, branches: str, call: Callable[..., Any], args: Any, kwargs: Any, rows: int) -> Any:
+        """Answer a batched call, of the rows of both branches."""
+        branch, half = self.clock.branch, half_kept(branches, self.conditional_first)
+        if self.difference.any and self._calls > 1:
+            raise FestinaError(
+                "the plan changes guidance, but this pipeline calls its denoiser again in a step beside the call with "
+                "both branches. Use a plan that leaves guidance alone on it."
+            )
+        if branches == ALL or (branches == DIFFERENCE and not self.difference.known(branch)):
+            self._run_all()
+            answer = call(args, kwargs)
+            conditional = half_of(answer, rows, half)
+            other = self.difference.both(branch, conditional, half_of(answer, rows, 1 - half))
+            return joined(conditional, other) if self.conditional_first else joined(other, conditional)
+        if self._goes_on(branches):
+            self.store.change(branch, kept_rows(branches, half), but=KEPT)
+        passes = self.clock.passes
+        answer = call(*halved(args, kwargs, rows, half))
+        if branches != DIFFERENCE:
+            return doubled(answer, rows // 2)
+        check_rows(answer, rows // 2)
+        other = self.difference.again(branch, answer, self.clock.passes == passes)
+        return joined(answer, other) if self.conditional_first else joined(other, answer)
+
+    def _calls_apart(
+        self, branches: str, call: Callable[..., Any], args: Any, kwargs: Any, sample: Any, names: Set[str]
+    ) -> Any:
+        """Answer one of the separate calls of a step; pipelines make the first one with the caption."""
+        first = self._first
+        if first is None:
+            return self._first_call(branches, call, args, kwargs, sample, names)
+        if first.alone:
+            return first.answer
+        # Values are looked at once in a run.
+        self._alike = self._alike or same_values(sample, first.sample)
+        if self._calls > 2 or not self._alike:
+            raise FestinaError(
+                f"the plan changes guidance, but this pipeline calls its denoiser {self._calls} times or more in a "
+                f"step, not twice with the same latents. Use a plan that leaves guidance alone on it."
+            )
+        return self.difference.both(first.branch, first.answer, call(args, kwargs))
+
+    def _first_call(
+        self, branches: str, call: Callable[..., Any], args: Any, kwargs: Any, sample: Any, names: Set[str]
+    ) -> Any:
+        branch = self.clock.branch
+        if self.difference.any and (self.clock.context or "").removeprefix("pred_") == "uncond":
+            raise FestinaError(
+                "the plan changes guidance, but this pipeline calls its denoiser without the caption first, before "
+                "what it says with it is known. Use a plan that leaves guidance alone on it."
+            )
+        if branches == ALL or (branches == DIFFERENCE and not self.difference.known(branch)):
+            self._run_all()
+            answer = call(args, kwargs)
+            self._first = _First(branch, sample, copied(answer), alone=False)
+            return answer
+        if self._goes_on(branches):
+            for other in sorted(names - {branch}):
+                if branches == MERGED:
+                    self.store.merge(branch, other)
+                else:
+                    self.store.drop_branch(other)
+        passes = self.clock.passes
+        answer = stands_for = call(args, kwargs)
+        if branches == DIFFERENCE:
+            stands_for = self.difference.again(branch, answer, self.clock.passes == passes)
+        self._first = _First(branch, sample, stands_for, alone=True)
+        return answer
+
+    def _count(self) -> None:
+        """Another call, perhaps of another step."""
+        if self._step != self.clock.ended:
+            self._step, self._calls, self._first = self.clock.ended, 0, None
+        self._calls += 1
+
+    def _run_all(self) -> None:
         """A call in a step in which all branches run: what was stored for fewer fits no more."""
         if self._branches != ALL:
             self.store.clear()
             self._branches = ALL
 
-    def answer(
-        self,
-        branches: str,
-        sample: Any,
-        call: Callable[[tuple[Any, ...], dict[str, Any]], Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        names: Set[str],
-    ) -> Any:
-        """Answer a call in a step in which not all branches run.
-
-        Args:
-            branches: which do, one of `festina.plan.BRANCHES`.
-            sample: what is denoised.
-            call: runs the denoiser on arguments.
-            args, kwargs: the arguments of this call.
-            names: the branches of this denoiser in separate calls.
-        """
-        if self._batched is None:
-            self._batched = guides_in_one_call(sample)
-        if self._batched:
-            rows, half = len(sample), half_kept(branches, self.conditional_first)
-            if self._goes_on(branches):
-                self.store.change(self.clock.branch, kept_rows(branches, half))
-            return doubled(call(*halved(args, kwargs, rows, half)), rows // 2)
-        # In separate calls it is the first one of the step that runs; pipelines make it with the caption.
-        if self._answered[0] == self.clock.step:
-            return self._answered[1]
-        if self._goes_on(branches):
-            for other in sorted(names - {self.clock.branch}):
-                if branches == MERGED:
-                    self.store.merge(self.clock.branch, other)
-                else:
-                    self.store.drop_branch(other)
-        self._answered = self.clock.step, call(args, kwargs)
-        return self._answered[1]
-
     def _goes_on(self, branches: str) -> bool:
         """Whether what was stored for all branches is still to be fitted to fewer."""
-        before, self._branches = self._branches, branches
-        if before not in (ALL, branches):
+        before, self._branches = self._branches, one_kind(branches)
+        if before not in (ALL, self._branches):
             self.store.clear()
         return before == ALL
-
-
-def guides_in_one_call(sample: Any) -> bool:
-    """Whether the rows of a call are those of two branches: the pipeline gave the same latents twice.
-
-    Looks at values, and so waits for the device; asked once per run, and only for plans that leave a branch out.
-    """
-    if not isinstance(sample, Tensor) or len(sample) % 2:
-        return False
-    first, second = sample.chunk(2)
-    return torch.equal(first, second)
 
 
 def half_kept(branches: str, conditional_first: bool) -> int:

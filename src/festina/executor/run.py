@@ -16,14 +16,15 @@ from festina.executor.calls import Leaves, Signature, entry_given, leaves_of, pa
 from festina.executor.clock import StepClock
 from festina.executor.compiled import uncompiled
 from festina.executor.gating import GateRun
-from festina.executor.guidance import CONDITIONAL_FIRST, GuidanceRun
+from festina.executor.guidance import GuidanceRun
 from festina.executor.injection import Injection
+from festina.executor.layout import CONDITIONAL_FIRST
 from festina.executor.replay import Replay
 from festina.executor.report import CallRecord, RunReport, price, told
 from festina.executor.serving import Column
 from festina.executor.store import Store
 from festina.executor.tokens import TokenRun
-from festina.plan import ALL, COMPUTE, SKIP, Plan
+from festina.plan import COMPUTE, SKIP, Plan
 from festina.trace import Call
 
 
@@ -57,9 +58,10 @@ class Run:
         self.calls: dict[Signature, CallRecord] = {}
         self.before_start: Callable[[], None] = lambda: None
         self.revise: Callable[[Any], Any] | None = None
-        self._guidance = GuidanceRun(self.clock, self.store, pipeline in CONDITIONAL_FIRST)
         self._denoiser = denoiser
         self._names = parameter_names(denoiser)
+        first = pipeline in CONDITIONAL_FIRST
+        self._guidance = GuidanceRun(plan, self.clock, self.store, first, self._names[0])
         self._ahead = Ahead(plan, columns, self._names, self.clock, self.store)
         self._replay = Replay(plan, self.clock, self.store)
         self._branches = Branches()
@@ -190,14 +192,7 @@ class Run:
         def answer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self._replay.answer(functools.partial(self._ahead.answer, compute), args, kwargs)
 
-        step = self.clock.step
-        branches = self.plan.steps[step].branches if step < len(self.plan.steps) else ALL
-        if branches == ALL:
-            self._guidance.run_all()
-            return answer(args, kwargs)
-        return self._guidance.answer(
-            branches, leaves.get(self._names[0]), answer, args, kwargs, self._used.of(denoiser)
-        )
+        return self._guidance.answer(answer, args, kwargs, leaves, self._used.of(denoiser))
 
     def _begin_call(self, leaves: Leaves, denoiser: int, name: str) -> None:
         self._find_place(leaves)
@@ -252,6 +247,7 @@ class Run:
             for branch in self._branches.names():
                 self.store.trim_visits(branch, column.site.name, column.held[step])
         self._replay.begun_at(step, self._branches.names())
+        self._guidance.difference.begun_at(step, self._branches.names())
 
     def report(self) -> RunReport:
         """What the last run did; during a run, what it did so far. Traces one call of each shape for its price.

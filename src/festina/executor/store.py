@@ -110,9 +110,11 @@ class Store:
             renamed = (replace(entry, step=now) if entry.step == step else entry for entry in entries)
             self._values[slot] = tuple(renamed)
 
-    def change(self, branch: str, how: Callable[[Value], Value]) -> None:
-        """Replace every value of a branch by what becomes of it."""
+    def change(self, branch: str, how: Callable[[Value], Value], but: str = "") -> None:
+        """Replace every value of a branch, but those of one site, by what becomes of it."""
         for site in self._sites(branch):
+            if site == but:
+                continue
             changed = []
             for entry in self._values[branch, site]:
                 value = how(entry.value)

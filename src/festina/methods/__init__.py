@@ -8,6 +8,7 @@ from festina.methods.dicache import dicache
 from festina.methods.faster_diffusion import faster_diffusion
 from festina.methods.first_block_cache import dbcache, first_block_cache
 from festina.methods.fora import fora
+from festina.methods.guidance import guidance_interval, guidance_reuse, guidance_table
 from festina.methods.ltc_accel import ltc_accel, released_interval, replayed_steps
 from festina.methods.magcache import magcache, resample_ratios
 from festina.methods.pab import pab
@@ -30,6 +31,9 @@ __all__ = [
     "first_block_cache",
     "fit_curve",
     "fora",
+    "guidance_interval",
+    "guidance_reuse",
+    "guidance_table",
     "ltc_accel",
     "magcache",
     "pab",
