@@ -26,7 +26,7 @@ from festina.errors import FestinaError
 from festina.metrics.distances import frechet_distance, psnr
 from festina.metrics.reward import scores_of
 from festina.report.canvas import INK, figure_of, frame, headings, save
-from festina.samplers import KINDS, PlanScheduler
+from festina.samplers import KINDS, Frame, PlanScheduler
 from festina.samplers.gits import gits_noises
 from festina.samplers.olss import fit_on_policy
 from festina.samplers.recording import Trajectory, record
@@ -125,11 +125,16 @@ def samplers(pipe: Any, fit: Workload, teacher_steps: int) -> Mapping[str, Sampl
             label = f"{name} {order}{' with corrector' if corrected else ''}"
             known[label] = partial(_solver, source, name, order, corrected)
     for name, grid in GRIDS.items():
-        known[f"data 2 on {name}"] = lambda calls, grid=grid: _on(source, plain, grid(plain, calls))
+        known[f"data 2 on {name}"] = partial(_gridded, source, plain, grid)
     learner = _Learner(pipe, fit, teacher_steps)
     known["data 2 on GITS"] = lambda calls: _on(source, plain, gits_noises(learner.teacher(), calls))
     known["OLSS"] = lambda calls: PlanScheduler.from_scheduler(source, learner.weights(calls))
     return known
+
+
+def _gridded(source: Any, plain: Frame, grid: Callable[[Frame, int], Sequence[float]], calls: int) -> PlanScheduler:
+    """The second-order solver on a grid."""
+    return _on(source, plain, grid(plain, calls))
 
 
 class _Learner:

@@ -29,10 +29,8 @@ from festina.search import Workload
 from festina.search.pricing import holding, pricing
 from festina.sites import component_sites, find_denoiser
 from festina.zoo import call_arguments, load
+from festina.zoo.loading import shipped_plans
 from festina.zoo.shipped import shipped
-
-PLANS = ("fast", "faster", "fastest")
-"""Names of the plans that ship for a pipeline that ships."""
 
 SCENES_SEED = 400
 """Seed of the captions: none that a search draws from, neither to calibrate nor to score its front."""
@@ -65,9 +63,9 @@ def measure(asked: argparse.Namespace) -> FrontPage:
         FestinaError: the plans have different numbers of steps, or model, plans, prompts or reward cannot be had.
     """
     ours = shipped(asked.model)
-    if asked.plans is None and ours is None:
+    if asked.plans is None and not shipped_plans(asked.model):
         raise FestinaError("no plans; give --plans with one or more plan files.")
-    plans = named_plans(asked.plans or [f"{asked.model}/{name}" for name in PLANS])
+    plans = named_plans(asked.plans or shipped_plans(asked.model))
     device = device_named(asked.device)
     steps = len(next(iter(plans.values())).steps)
     reward = load_reward(asked.reward or ("judge" if ours else None), asked.device, asked.model)

@@ -301,6 +301,15 @@ def test_other_layouts_are_refused(contexts, samples, reason, rows):
         _asked(model, run, contexts, samples)
 
 
+@pytest.mark.parametrize(
+    ("contexts", "rows", "reason"), [(["uncond"], 1, "without the caption first"), ([None], 3, "three times")]
+)
+def test_a_plan_that_leaves_a_branch_out_is_refused_there_too(contexts, rows, reason):
+    model = pixart_transformer()
+    with festina.accelerate(model, table(model, "cc")) as run, pytest.raises(FestinaError, match=reason):
+        _asked(model, run, contexts, [torch.ones(rows, 4, 8, 8)])
+
+
 def test_latents_twice_in_a_list_are_refused():
     ones = {"x.0": torch.ones(4), "x.1": torch.ones(4), "t": torch.zeros(2)}
     with pytest.raises(FestinaError, match="twice in a list"):

@@ -10,7 +10,7 @@ from test_cost import plan_of
 from tiny import pixart_transformer
 
 from festina import FestinaError, Plan, Step
-from festina.cost import held_bytes, plan_macs
+from festina.cost import held_bytes, plan_macs, values_held
 from festina.formats import to_step_mask
 from festina.methods import fora, guidance_interval, guidance_reuse, guidance_table
 from festina.methods.guidance import guided
@@ -60,6 +60,17 @@ def test_what_computes_anew():
     assert letters(plan("addcda", "CRRRRR")) == "CRRRRC"
     assert letters(plan("adad", "CRRR")) == "CRCR"
     assert letters(plan("amda", "CRRR")) == "CRCR"
+
+
+def test_a_forecast_does_not_count_what_is_forgotten():
+    """Where both branches run again, nothing of before is left: what follows has one value."""
+    assert letters(plan("adaaa", "CCC22")) == "CCCRR"
+    assert letters(plan("adaaa", "CCCC2")) == "CCCC1"
+    # The branch with the caption goes on with what was stored for both.
+    assert letters(plan("aaddd", "CCCC2")) == "CCCC2"
+    made = plan("adaaa", "CCC2C")
+    assert made.key() == plan("adaaa", "CCCRC").key()
+    assert values_held(made)[:, 0].tolist() == [0, 0, 1, 0, 0]
 
 
 def test_a_difference_times_nothing_is_none():

@@ -68,6 +68,7 @@ def test_knobs_out_of_range():
         ({"period": 1}, "the period is 1; wanted a whole number of at least 2"),
         ({"interval": (4, 20)}, "an interval up to step 20, in a run of 20; wanted 19 at most"),
         ({"interval": (-1, 9)}, "the interval's first step is -1"),
+        ({"interval": (4, 9.0)}, "the interval's last step is 9.0; wanted a whole number"),
     ):
         with pytest.raises(FestinaError, match=message):
             ltc_accel(model, **({"steps": 20} | knobs))

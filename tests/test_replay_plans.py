@@ -12,6 +12,8 @@ from festina import FestinaError, Plan, Step
 from festina.cost import held_bytes, plan_macs, values_held
 from festina.formats import to_step_mask
 from festina.gates import Gate
+from festina.token_cost import maps_of
+from festina.tokens import Tokens
 
 PAIR = ("transformer_blocks.0.attn1", "transformer_blocks.0.ff")
 PLAN = plan_of(PAIR, "CC", "RC", "CR", "RR")
@@ -67,6 +69,18 @@ def test_branches_go_on_through_a_replay():
     replaying = plan.replaying({2: 1.0}).canonical()
     assert [step.branches for step in replaying.steps] == ["all", "conditional", "conditional", "conditional", "all"]
     assert rows(replaying) == ["CC", "RC", "RR", "RC", "CC"]
+
+
+def test_a_map_waits_through_a_replay():
+    """An attention that the plan does not name computes in every step, but not in one that replays."""
+    feed, attention = PAIR[1], PAIR[0]
+    partial = (Step(1.0, "C"), Step(0.6, "R"), Step(0.3, "T", shares=(0.5,)))
+    plan = Plan("A", (feed,), partial, tokens=Tokens("importance")).replaying({1: 1.0}).canonical()
+    assert maps_of(plan, {feed: attention}) == {attention: ((True, False, True), (True, True, False))}
+
+
+def test_zero_is_one_factor():
+    assert PLAN.replaying({2: -0.0}).key() == PLAN.replaying({2: 0.0}).key()
 
 
 def test_a_gate_that_never_decides_is_no_gate():

@@ -64,6 +64,8 @@ def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, 
             continue
         before = one_kind(rows[-1].branches if rows else branches)
         anew = index == 0 or (one_kind(branches) != before and before != ALL)
+        # Then what was stored before is forgotten, and no forecast can read it.
+        computed = [0] * len(sites) if anew else computed
         row = [COMPUTE] * len(sites) if anew else list(step.actions)
         for site in outermost_first:
             row[site] = _canonical_action(row, site, parents[site], computed[site], step)
@@ -119,11 +121,11 @@ def key_of(plan: Plan) -> str:
     if any(step.guidance != 1 for step in plan.steps):
         what += [f"{float(step.guidance)!r} times guided" for step in plan.steps]
     if any(step.injected for step in plan.steps):
-        what += [repr(float(step.injected)) for step in plan.steps]
+        what += [repr(float(step.injected) + 0.0) for step in plan.steps]
     if any(step.ahead for step in plan.steps):
         what += [f"{step.ahead} ahead" for step in plan.steps]
     if any(step.replays for step in plan.steps):
-        what += ["called" if step.replay is None else f"replayed {float(step.replay)!r}" for step in plan.steps]
+        what += ["called" if step.replay is None else f"replayed {float(step.replay) + 0.0!r}" for step in plan.steps]
     if plan.tokens is not None:
         what += [repr([float(share) for share in step.shares]) for step in plan.steps]
         what += [json.dumps(plan.tokens.to_record(), sort_keys=True)]

@@ -116,8 +116,8 @@ def values_held(plan: Plan) -> NDArray[np.int_]:
     A value is held from the step that computes it to the last step that reads it. Reuse reads the last computed
     value, and so does computing for some tokens, which renews it; a forecast of order k reads the last k + 1, a skip
     none; a site within a served block is not visited and reads none, and neither does any where the last answer is
-    replayed. A plan of computing and reusing holds at most one
-    value per site. Where a gate decides, it is the most that may be held.
+    replayed. A plan of computing and reusing holds at most one value per site. Where a gate decides, it is the most
+    that may be held.
     """
     plan = plan.canonical()
     table, visited = plan.table(), _visited(plan)

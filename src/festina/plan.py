@@ -202,7 +202,8 @@ class Plan:
         The first step computes everything, as does one that runs for other branches than the step before it, unless it
         is the first to run for fewer. A site inside a site that does not compute has no action of its own and is
         written `R`. A forecast of order k needs k + 1 computed values; with fewer it falls to what they allow, and
-        order 0 is `R`; what a gate may have computed does not count. Where nothing is gated there is no gate, and where
+        order 0 is `R`; what a gate may have computed does not count, nor does what was before a step that computes
+        everything for other branches. Where nothing is gated there is no gate, and where
         all forecasts are the same in every basis, it is the usual one. `T` with a share of 0 is `R`, and where there
         is no `T`, no tokens are chosen. `ahead` is cut to what one call can answer (`festina.answering`). A step that
         replays has nothing to say of sites, and runs for the branches of the step before it; the first replays nothing.

@@ -140,7 +140,7 @@ class _Outputs:
             raise FestinaError(
                 f"the sampler is given a {type(output).__name__}, not a tensor; nothing can be measured."
             )
-        step, now = self.run.clock.ended, output.detach().double().flatten().cpu()
+        step, now = self.run.clock.ended, output.detach().cpu().double().flatten()
         before = self._before
         if before is not None:
             self.angles[step], self.factors[step] = angle_and_factor(now, before)

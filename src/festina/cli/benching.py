@@ -103,11 +103,9 @@ def write_all(found: Benchmark, out: Path) -> None:
 def _plans(ours: str | None, given: list[str]) -> tuple[tuple[str, Plan], ...]:
     """Plans by a short name: those that ship for the model, and those that are given."""
     from festina.cli.pictures import load_plan
-    from festina.zoo.loading import WEIGHTS
+    from festina.zoo.loading import shipped_plans
 
-    names = (
-        [] if ours is None else [f"{ours}/{path.stem}" for path in sorted((WEIGHTS / ours / "plans").glob("*.json"))]
-    )
+    names = () if ours is None else shipped_plans(ours)
     found = [(name, load_plan(name)) for name in names]
     for text in given:
         folder = Path(text)

@@ -109,7 +109,7 @@ class Difference:
 def half_of(answer: Any, rows: int, half: int) -> Any:
     """One half of what a denoiser returned, where each tensor has so many rows; `half` is 0 or 1."""
     check_rows(answer, rows)
-    return tree_map(lambda leaf: leaf.chunk(2)[half] if _is_amount(leaf) else leaf, answer)
+    return tree_map(lambda leaf: leaf.chunk(2)[half] if is_amount(leaf) else leaf, answer)
 
 
 def check_rows(answer: Any, rows: int) -> None:
@@ -118,8 +118,8 @@ def check_rows(answer: Any, rows: int) -> None:
     Raises:
         FestinaError: a tensor in it has another number of rows, or there is none.
     """
-    odd = [leaf for leaf in tree_leaves(answer) if _is_amount(leaf) and (not leaf.ndim or len(leaf) != rows)]
-    if odd or not any(_is_amount(leaf) for leaf in tree_leaves(answer)):
+    odd = [leaf for leaf in tree_leaves(answer) if is_amount(leaf) and (not leaf.ndim or len(leaf) != rows)]
+    if odd or not any(is_amount(leaf) for leaf in tree_leaves(answer)):
         found = f"a tensor of shape {tuple(odd[0].shape)}" if odd else "no tensor"
         raise FestinaError(
             f"the plan changes the guidance of {rows} rows, but in the denoiser's {type(answer).__name__} there is "
@@ -134,13 +134,14 @@ def joined(first: Any, second: Any) -> Any:
 
 def copied(answer: Any) -> Any:
     """A copy of what a denoiser returned: a pipeline may do with it what it likes."""
-    return tree_map(lambda leaf: leaf.clone() if _is_amount(leaf) else leaf, answer)
+    return tree_map(lambda leaf: leaf.clone() if is_amount(leaf) else leaf, answer)
 
 
 def _each(how: Callable[[Tensor, Tensor], Tensor], one: Any, other: Any) -> Any:
     """Two answers of one structure made into one, tensor by tensor; all else is that of the first."""
-    return tree_map(lambda mine, its: how(mine, its) if _is_amount(mine) else mine, one, other)
+    return tree_map(lambda mine, its: how(mine, its) if is_amount(mine) else mine, one, other)
 
 
-def _is_amount(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+def is_amount(leaf: Any) -> bool:
+    """Whether a part of what a denoiser returned can be multiplied: a tensor of real or complex numbers."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())

@@ -22,7 +22,7 @@ from festina.executor.clock import StepClock
 from festina.executor.difference import KEPT, Difference, check_rows, copied, half_of, joined
 from festina.executor.layout import check_layout, guides_in_one_call
 from festina.executor.store import Store
-from festina.plan import ALL, MERGED, Plan
+from festina.plan import ALL, CONDITIONAL, MERGED, Plan
 from festina.records import DIFFERENCE, one_kind
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -98,8 +98,7 @@ class GuidanceRun:
         sample = leaves.get(self.sample)
         if self._batched is None:
             self._batched = guides_in_one_call(sample)
-            if self.difference.any:
-                check_layout(self.sample, leaves)
+            check_layout(self.sample, leaves)
         if self._batched and isinstance(sample, Tensor):
             return self._halves(branches, call, args, kwargs, len(sample))
         return self._calls_apart(branches, call, args, kwargs, sample, names)
@@ -150,7 +149,8 @@ class GuidanceRun:
         self, branches: str, call: Callable[..., Any], args: Any, kwargs: Any, sample: Any, names: Set[str]
     ) -> Any:
         branch = self.clock.branch
-        if self.difference.any and (self.clock.context or "").removeprefix("pred_") == "uncond":
+        told_apart = self.difference.any or branches == CONDITIONAL
+        if told_apart and (self.clock.context or "").removeprefix("pred_") == "uncond":
             raise FestinaError(
                 "the plan changes guidance, but this pipeline calls its denoiser without the caption first, before "
                 "what it says with it is known. Use a plan that leaves guidance alone on it."

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from festina.errors import FestinaError
 from festina.executor.clock import StepClock
+from festina.executor.difference import is_amount
 from festina.executor.store import Store
 from festina.plan import Plan
 
@@ -127,16 +127,12 @@ def scaled(answer: Any, factor: float) -> Any:
     Raises:
         FestinaError: there is none in it.
     """
-    if not any(isinstance(leaf, Tensor) and _is_amount(leaf) for leaf in tree_leaves(answer)):
+    if not any(is_amount(leaf) for leaf in tree_leaves(answer)):
         raise FestinaError(
             f"the plan replays what the denoiser answers, but in its {type(answer).__name__} no tensor is found. Use a "
             f"plan that replays nothing on it."
         )
-    return tree_map(lambda leaf: leaf * factor if isinstance(leaf, Tensor) and _is_amount(leaf) else leaf, answer)
-
-
-def _is_amount(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+    return tree_map(lambda leaf: leaf * factor if is_amount(leaf) else leaf, answer)
 
 
 def why_not_replayed(scheduler: Any) -> str:

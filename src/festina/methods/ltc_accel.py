@@ -41,9 +41,9 @@ def ltc_accel(
     if reason := why_not_replayed(getattr(pipe, "scheduler", None)):
         raise FestinaError(f"LTC-Accel replays what the denoiser answered, but {reason}.")
     interval = released_interval(steps) if interval is None else interval
+    replayed = replayed_steps(interval, period)
     if interval[1] >= steps:
         raise FestinaError(f"an interval up to step {interval[1]}, in a run of {steps}; wanted {steps - 1} at most.")
-    replayed = replayed_steps(interval, period)
     settings: dict[str, Any] = {"interval": list(interval), "period": period}
     factors = dict.fromkeys(replayed, 1.0)
     if coherence is not None:
@@ -92,4 +92,6 @@ def replayed_steps(interval: tuple[int, int], period: int = 2) -> tuple[int, ...
     want_whole("the period", period, 2)
     first, last = interval
     want_whole("the interval's first step", first, 0)
+    if type(last) is not int:
+        raise FestinaError(f"the interval's last step is {last!r:.40}; wanted a whole number.")
     return tuple(step for step in range(max(2, first), last + 1) if step % period == period - 1)

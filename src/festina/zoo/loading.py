@@ -156,8 +156,13 @@ def shipped_judge(device: str | torch.device = "cpu") -> Judge:
     return load_judge(WEIGHTS / "scenes" / "judge", device)
 
 
+def shipped_plans(model: str) -> tuple[str, ...]:
+    """Names of the plans that ship for a model, such as "scenes/fast"; () if there are none."""
+    return tuple(f"{model}/{path.stem}" for path in sorted((WEIGHTS / model / "plans").glob("*.json")))
+
+
 def shipped_plan(name: str) -> Plan:
-    """A plan that ships, as "scenes/fast", "scenes/faster" or "scenes/fastest".
+    """A plan that ships, by a name that `shipped_plans` gives, such as "scenes/fast".
 
     Raises:
         FestinaError: there is no such plan.
@@ -165,6 +170,6 @@ def shipped_plan(name: str) -> Plan:
     model, _, plan = name.partition("/")
     path = WEIGHTS / model / "plans" / f"{plan}.json"
     if model not in SHIPPED or not path.is_file():
-        found = [f"{m}/{p.stem}" for m in SHIPPED for p in sorted((WEIGHTS / m / "plans").glob("*.json"))]
+        found = [known for each in SHIPPED for known in shipped_plans(each)]
         raise FestinaError(f"no shipped plan {name!r}; there are {', '.join(found) or 'none'}.")
     return Plan.load(path)
