@@ -36,7 +36,7 @@ from festina.search.generation import generate
 from festina.zoo import SHIPPED, call_arguments, load
 from festina.zoo.shipped import shipped
 
-OWN = "own scheduler"
+OWN, ON_GITS, OLSS = "own scheduler", "data 2 on GITS", "OLSS"
 FIRST_SEED, FIT_SEED = 4_000_000, 5_000_000
 CAPTIONS, FIT_CAPTIONS = 500, 501
 """Seeds of the captions, and of those that GITS and OLSS learn from."""
@@ -77,7 +77,8 @@ def measure(asked: argparse.Namespace) -> list[Row]:
     """Draw and judge with every sampler that is asked for.
 
     Raises:
-        FestinaError: no such pipeline or sampler, or a reference of no more steps than a sampler's calls.
+        FestinaError: no such pipeline or sampler, a reference of no more steps than a sampler's calls, or a teacher of
+            fewer steps than these.
     """
     ours, most = shipped(asked.name), max(asked.calls)
     if ours is None:
@@ -85,6 +86,11 @@ def measure(asked: argparse.Namespace) -> list[Row]:
     if asked.reference_steps <= most:
         raise FestinaError(
             f"the reference has {asked.reference_steps} steps and a sampler {most} calls; give --reference-steps more."
+        )
+    if asked.teacher_steps < most and {ON_GITS, OLSS} & set(asked.samplers or (ON_GITS, OLSS)):
+        raise FestinaError(
+            f"GITS and OLSS learn from {asked.teacher_steps} steps, and a sampler has {most} calls; give "
+            "--teacher-steps more."
         )
     device = device_named(asked.device)
     pipe = load(asked.name, device)
@@ -127,8 +133,8 @@ def samplers(pipe: Any, fit: Workload, teacher_steps: int) -> Mapping[str, Sampl
     for name, grid in GRIDS.items():
         known[f"data 2 on {name}"] = partial(_gridded, source, plain, grid)
     learner = _Learner(pipe, fit, teacher_steps)
-    known["data 2 on GITS"] = lambda calls: _on(source, plain, gits_noises(learner.teacher(), calls))
-    known["OLSS"] = lambda calls: PlanScheduler.from_scheduler(source, learner.weights(calls))
+    known[ON_GITS] = lambda calls: _on(source, plain, gits_noises(learner.teacher(), calls))
+    known[OLSS] = lambda calls: PlanScheduler.from_scheduler(source, learner.weights(calls))
     return known
 
 

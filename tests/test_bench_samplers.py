@@ -48,5 +48,7 @@ def test_every_solver_and_grid_has_a_row(tmp_path):
 def test_what_is_refused():
     with pytest.raises(FestinaError, match="8 steps and a sampler 9 calls"):
         samplers.main([*TINY, "--calls", "9"])
+    with pytest.raises(FestinaError, match="learn from 6 steps, and a sampler has 7 calls"):
+        samplers.main([*TINY, "--calls", "7"])
     with pytest.raises(FestinaError, match="'nothing' does not ship"):
         samplers.main(["nothing"])

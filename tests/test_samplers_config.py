@@ -77,6 +77,9 @@ def test_saving_and_loading(tmp_path, made):
         (lambda: vp(solver_order=4), "no order 4"),
         (lambda: flow(table=table(1.5, 0.5)), "no noise level"),
         (lambda: vp().set_timesteps(), "neither"),
+        (lambda: vp().set_timesteps(0), "0 steps"),
+        (lambda: vp().set_timesteps(sigmas=[]), "empty"),
+        (lambda: vp().set_timesteps(timesteps=[]), "empty"),
         (lambda: vp().set_timesteps(timesteps=[3], sigmas=[1.0]), "Give one"),
         (lambda: vp().step(noise(), 999, noise()), "Call set_timesteps"),
         (lambda: flow().scale_noise(noise(), 1.0), "needs noise"),
@@ -96,6 +99,8 @@ def test_wrong_steps_raise():
     scheduler.set_timesteps(2)
     with pytest.raises(FestinaError, match="none of the run's timesteps"):
         scheduler.step(noise(), 123.0, noise())
+    with pytest.raises(FestinaError, match="none of the run's timesteps"):
+        scheduler.step(noise(), float(scheduler.timesteps[0]) + 0.5, noise())
     with pytest.raises(FestinaError, match="predicted variance"):
         scheduler.step(torch.zeros(8, 6), scheduler.timesteps[0], noise())
     scheduler.set_timesteps(1)

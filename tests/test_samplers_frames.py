@@ -96,6 +96,8 @@ def test_unknown_families_predictions_and_levels_raise():
         Frame("poisson", "epsilon")
     with pytest.raises(FestinaError, match="prediction_type"):
         Frame("flow", "v_prediction")
+    with pytest.raises(FestinaError, match="in pure noise"):
+        Frame("flow", "epsilon").predictions(noise(1), noise(2), NoiseLevel(0.0, 1.0))
     with pytest.raises(FestinaError, match="no noise level"):
         FRAMES["flow"].level(1.5)
     with pytest.raises(FestinaError, match="no noise level"):

@@ -120,6 +120,9 @@ def test_what_is_refused():
     for nodes in ((0, 4, 3), (1, 4), (0, 2), (0, 2, 2, 4), (0,)):
         with pytest.raises(FestinaError, match="no path through a teacher of 4 steps"):
             fit_to_teacher(teacher, nodes)
+    flow = ToyPipe(flow=True)
+    with pytest.raises(FestinaError, match="run_table"):
+        linear_form(SolverTable((SolverStep(1.0), SolverStep(0.5)), before_shift=True), flow.frame)
     with pytest.raises(FestinaError, match="ridge is -1"):
         fit_to_teacher(teacher, (0, 2, 4), ridge=-1.0)
     with pytest.raises(FestinaError, match="5 steps of a teacher with 4"):

@@ -1,5 +1,6 @@
 """Recording runs through the scheduler: what is kept, and that nothing is left behind."""
 
+import diffusers
 import pytest
 import torch
 from samplers_pipe import ToyPipe
@@ -51,6 +52,31 @@ def test_levels_after_the_shift_and_calls_left_out():
     found = record(pipe, SolverTable(tuple(steps), before_shift=True), lambda: pipe(3))
     assert found.noises == pytest.approx([1.0, 0.9, 0.5, 0.0])
     assert (found.calls, len(found.samples)) == (3, 4)
+
+
+class ScaledPipe:
+    """Draws with a scheduler that scales samples for the network, as EDM's do."""
+
+    def __init__(self):
+        self.scheduler = diffusers.EDMEulerScheduler()
+
+    def __call__(self, steps, seed):
+        self.scheduler.set_timesteps(steps)
+        sample = self.scheduler.init_noise_sigma * noise(seed)
+        for timestep in self.scheduler.timesteps:
+            said = torch.tanh(self.scheduler.scale_model_input(sample, timestep))
+            sample = self.scheduler.step(said, timestep, sample).prev_sample
+        return sample
+
+
+def test_runs_that_begin_with_a_scaling_are_told_apart():
+    pipe = ScaledPipe()
+    frame = PlanScheduler.from_scheduler(pipe.scheduler).frame
+    ends = []
+    found = record(pipe, table_on(frame, karras(frame, 3)), lambda: ends.extend(pipe(3, seed) for seed in (1, 2)))
+    assert found.samples.shape == (4, 16, 3)
+    assert torch.equal(found.samples[-1], torch.cat(ends))
+    assert torch.equal(found.samples[0, 8:], pipe.scheduler.init_noise_sigma * noise(2))
 
 
 def test_an_error_while_drawing_leaves_the_pipeline_as_it_was():

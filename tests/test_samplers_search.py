@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from samplers_pipe import ToyPipe, error
 from samplers_toy import vp
 
@@ -54,6 +53,16 @@ def test_the_seed_decides_everything():
     runs = [evolve(LEVELS, 4, golden, settings=EvolutionSettings(60, seed=seed)) for seed in (1, 1, 2)]
     assert runs[0] == runs[1]
     assert runs[0].tables != runs[2].tables
+
+
+def test_steps_of_seeds_leave_the_time_of_their_old_level_behind():
+    start = table_on(FRAME, LEVELS[::6])
+    found = evolve(LEVELS, 5, golden, [start], EvolutionSettings(100))
+    moved = {step for table in found.tables for step in table.steps} - set(start.steps)
+    for step in moved:
+        assert step.network_time in (None, FRAME.network_time(step.noise))
+    # The steps that stay keep theirs.
+    assert any(step.network_time is not None for table in found.tables[1:] for step in table.steps)
 
 
 def test_seeds_are_judged_first_and_a_small_space_ends():
@@ -148,4 +157,3 @@ def test_what_is_refused():
     for wrong in ({"evaluations": 0}, {"crossover": 2.0}, {"solvers": ()}, {"solvers": ("euler",)}, {"changes": 0.0}):
         with pytest.raises(FestinaError):
             EvolutionSettings(**wrong)
-    assert torch.get_default_dtype() == torch.float32

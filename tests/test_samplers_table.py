@@ -181,6 +181,7 @@ def test_tables_round_trip_through_json():
         (lambda: compile_table(SolverTable((SolverStep(1.5),), before_shift=True), FRAME), "no shift"),
         (lambda: compile_table(SolverTable((SolverStep(1.0, linear=LinearWeights((1.0, 1.0))),)), FRAME), "want 2"),
         (lambda: compile_table(table(), FRAME, 6), "none of them is number 6"),
+        (lambda: compile_table(table(), FRAME, -1), "none of them is number -1"),
         (
             lambda: compile_table(table({3: {"linear": LinearWeights((1.0,), anchor=1.0)}}), FRAME, 1),
             "weighs the sample that a run starts from",

@@ -207,7 +207,8 @@ def halved(args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: int, half: in
 
     Args:
         args, kwargs: the arguments.
-        rows: rows of the whole call; tensors and lists of so many entries are cut, all else is for every row.
+        rows: rows of the whole call; tensors of so many are cut, also within lists and mappings; all else is for every
+            row.
         half: 0 or 1.
     """
 

@@ -116,9 +116,10 @@ def compile_table(table: SolverTable, frame: Frame, first_call: int = 0) -> Comp
     """
     kept = [step for step in table.checked(frame).steps if step.call != "delete"]
     noises = [step.noise for step in kept] + [table.final_noise]
-    calls = [place for place, step in enumerate(kept) if step.call == "network"][first_call:]
-    if not calls:
+    calls = [place for place, step in enumerate(kept) if step.call == "network"]
+    if not 0 <= first_call < len(calls):
         raise FestinaError(f"the table makes {table.calls} network calls, none of them is number {first_call}.")
+    calls = calls[first_call:]
     linears = [kept[place].linear for place in calls]
     if first_call > 0 and any(linear is not None and linear.anchor != 0 for linear in linears):
         raise FestinaError(

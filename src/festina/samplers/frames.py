@@ -76,6 +76,7 @@ class Frame:
         training_noise: sigma / alpha at the times 0, 1, ... of training; variance-preserving models only.
         sigma_data: standard deviation of the data; EDM only.
         initial_scale: standard deviation of the sample that a run starts from.
+        smallest_noise: smallest level above clean; EDM only.
 
     Raises:
         FestinaError: a family or prediction that is not known.
@@ -87,6 +88,7 @@ class Frame:
     training_noise: tuple[float, ...] = ()
     sigma_data: float = 0.5
     initial_scale: float = 1.0
+    smallest_noise: float = 0.002
 
     def __post_init__(self) -> None:
         if self.family not in PREDICTIONS:
@@ -181,12 +183,20 @@ class Frame:
         v = alpha * noise - sigma * x0 (Salimans & Ho 2022, section 4); a flow's velocity is noise - x0
         (Liu et al. 2022).
         Never divides by alpha but for the prediction epsilon, nor by sigma but for the prediction sample and EDM.
+
+        Raises:
+            FestinaError: a network that predicts epsilon was given pure noise (alpha 0), of which no picture follows.
         """
         if self.family == "edm":
             skip, out = self._edm_weights(level.sigma)
             picture = skip * sample + out * output
             return picture, (sample - picture) / level.sigma
         if self.prediction == "epsilon":
+            if level.alpha == 0:
+                raise FestinaError(
+                    "a network that predicts epsilon says nothing about the picture in pure noise. Begin at a level "
+                    "below 1, e.g. 0.999."
+                )
             return (sample - level.sigma * output) / level.alpha, output
         if self.prediction == "sample":
             return output, (sample - level.alpha * output) / level.sigma

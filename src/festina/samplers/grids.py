@@ -84,7 +84,12 @@ def frame_of(source: Any) -> Frame:
     if name in _EDM:
         scale = float(source.init_noise_sigma)
         return Frame(
-            "edm", config.prediction_type, config.num_train_timesteps, (), float(config.sigma_data), initial_scale=scale
+            "edm",
+            config.prediction_type,
+            config.num_train_timesteps,
+            sigma_data=float(config.sigma_data),
+            initial_scale=scale,
+            smallest_noise=float(config.sigma_min),
         )
     if name == _FLOW or config.get("use_flow_sigmas"):
         return Frame("flow", config.get("prediction_type", "flow_prediction"), config.num_train_timesteps)
@@ -101,8 +106,10 @@ def usual_grid(source: Any, frame: Frame, steps: int, mu: float | None) -> Grid:
         mu: of a shift that depends on the size of the picture.
 
     Raises:
-        FestinaError: such a shift without `mu`.
+        FestinaError: such a shift without `mu`, or no steps.
     """
+    if steps < 1:
+        raise FestinaError(f"a run of {steps} steps was asked for. Use 1 or more.")
     source.set_timesteps(steps, **_shift_by(source, mu))
     if type(source).__name__ in _BY_TIMES:
         times = tuple(sorted({float(time) for time in source.timesteps}, reverse=True))
@@ -124,7 +131,12 @@ def custom_grid(
         sigmas: noise levels. A flow model's are shifted once, as diffusers does; others are used as they are. A last
             level of 0 is the end of the last step.
         mu: of a shift that depends on the size of the picture.
+
+    Raises:
+        FestinaError: such a shift without `mu`, or an empty list.
     """
+    if not any(given is not None and len(given) > 0 for given in (timesteps, sigmas)):
+        raise FestinaError("the list of timesteps or sigmas is empty. Give at least one.")
     if timesteps is not None:
         times = tuple(float(time) for time in timesteps)
         return Grid((*(frame.noise_at(time) for time in times), _final_noise(source, frame)), times)

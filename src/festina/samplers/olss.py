@@ -38,12 +38,17 @@ def linear_form(table: SolverTable, frame: Frame) -> SolverTable:
     Every table has such a form, with correctors, contrasts and extrapolations too. It can only begin at its first step.
 
     Args:
-        table: of any steps.
+        table: of any steps; levels as the network sees them, e.g. `PlanScheduler.run_table`.
         frame: of the model.
 
     Raises:
-        FestinaError: a model of this frame cannot run the table.
+        FestinaError: a model of this frame cannot run the table, or its levels are still to be shifted.
     """
+    if table.before_shift:
+        raise FestinaError(
+            "weights belong to levels after the shift, and the table's are before it. Use the run_table of a "
+            "PlanScheduler after set_timesteps."
+        )
     compiled = compile_table(table, frame)
     # What a run makes of unit vectors, one for the first sample and one for each output, are its weights.
     units = torch.eye(len(compiled.slots) + 1, dtype=torch.float64)

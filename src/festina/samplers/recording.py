@@ -91,8 +91,9 @@ def record(pipe: Any, table: SolverTable, draw: Callable[[], object]) -> Traject
 
 @dataclass
 class _Run:
-    """The samples and outputs of a run so far, and the last step's result."""
+    """The samples and outputs of a run so far, and the last step's result; its timesteps tell it from other runs."""
 
+    timesteps: torch.Tensor
     samples: list[torch.Tensor] = field(default_factory=list)
     outputs: list[torch.Tensor] = field(default_factory=list)
     end: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -108,8 +109,9 @@ def _listening(scheduler: PlanScheduler) -> Iterator[list[_Run]]:
     @wraps(step)
     def listened(*arguments: Any, **named: Any) -> Any:
         given = signature.bind(*arguments, **named).arguments
-        if scheduler.step_index is None:
-            runs.append(_Run())
+        # Not the step index: a model whose samples are scaled for the network begins its run with the scaling.
+        if not runs or runs[-1].timesteps is not scheduler.timesteps:
+            runs.append(_Run(scheduler.timesteps))
         result = step(*arguments, **named)
         runs[-1].samples.append(_kept(given["sample"]))
         runs[-1].outputs.append(_kept(given["model_output"]))

@@ -98,7 +98,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         lower_order_final: bool = True,
         largest_step_ratio: float | None = None,
     ) -> PlanScheduler:
-        """A scheduler in the place of another one, for `pipe.scheduler = ...`; see the class for the arguments.
+        """A scheduler in the place of another (if a `PlanScheduler`: of its source); see the class for the arguments.
 
         Raises:
             FestinaError: a scheduler, setting, solver or table that is not known here.
@@ -257,9 +257,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         return index
 
     def _index_of(self, timestep: float) -> int:
-        for index, entry in enumerate(self.timesteps.tolist()):
-            if entry == torch.tensor(timestep, dtype=self.timesteps.dtype).item():
-                return index
+        times, wanted = self.timesteps.tolist(), torch.tensor(timestep, dtype=torch.float32).item()
+        if wanted in times:
+            return int(times.index(wanted))
         raise FestinaError(f"{timestep:g} is none of the run's timesteps. Pass an entry of scheduler.timesteps.")
 
     def _level_at(self, timestep: float) -> NoiseLevel:

@@ -224,7 +224,9 @@ class _Search:
             insort(places, int(self._random.choice(free)))
         steps: list[SolverStep] = []
         for count, place in enumerate(places):
-            step = replace(nodes.get(place) or self._step(), noise=self.levels[place])
+            step = nodes.get(place) or self._step()
+            if step.noise != self.levels[place]:
+                step = replace(step, noise=self.levels[place], network_time=None)
             # An order above the outputs at hand would be lowered anyway, and a corrector is that of the step before.
             able = bool(steps) and kind_of(steps[-1].solver).corrector is not None
             steps.append(replace(step, order=min(step.order, count + 1), corrector=step.corrector and able))

@@ -43,15 +43,13 @@ ALIGNED = {
 _PURE_FLOW = 0.99
 """Level that a flow model's pure noise counts as where a curve needs a finite sigma_hat to begin at."""
 
-_LEAST_EDM = 0.002
-"""Smallest level of EDM (Karras et al. 2022, table 1)."""
-
 
 def uniform_time(frame: Frame, steps: int) -> tuple[float, ...]:
     """Even steps of time from the noisiest level to time 0, where the last step ends.
 
-    The times are diffusers' spacing "linspace" before it rounds them, and for flow models 1, 1 - 1/steps, ..., before
-    any shift: put them into a table with `before_shift`, or use them as they are for no shift.
+    The times are the spacing "linspace" of diffusers' multistep schedulers before it is rounded. A flow model's levels
+    are 1, 1 - 1/steps, ..., before any shift: put them into a table with `before_shift`, or use them as they are for no
+    shift. EDM's levels themselves are even.
 
     Args:
         frame: of the model.
@@ -143,8 +141,8 @@ def align_your_steps(frame: Frame, steps: int, model: str = "sd15") -> tuple[flo
 def arctan(frame: Frame, steps: int, spread: float | None = None) -> tuple[float, ...]:
     """Even steps of arctan(sigma_hat / c) down to clean: the best grid of first-order steps for Gaussian data.
 
-    Each step multiplies the deviation of a sample from the mean by cos(difference of the angles) too little, so that
-    even angles lose least (Sabour et al., 2404.14507, section 3.1).
+    A step leaves the deviation of a sample from the mean too small, by the factor cos(difference of the two angles).
+    The product of these factors is largest for even angles (Sabour et al., 2404.14507, section 3.1).
 
     Args:
         frame: of the model.
@@ -206,7 +204,7 @@ def _ends(frame: Frame) -> tuple[float, float]:
     if frame.family == "flow":
         return _PURE_FLOW / (1 - _PURE_FLOW), 1 / (frame.train_steps - 1)
     # The first sample of EDM has the variance of unit data and its largest noise.
-    return math.sqrt(frame.initial_scale**2 - 1), _LEAST_EDM
+    return math.sqrt(frame.initial_scale**2 - 1), frame.smallest_noise
 
 
 def _noises(frame: Frame, sigma_hats: NDArray[np.float64]) -> tuple[float, ...]:
