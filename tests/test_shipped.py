@@ -302,10 +302,15 @@ def test_the_score_of_any_that_ships(installed, name, capsys, tmp_path):
 
 
 def test_the_table_takes_the_plans_of_the_model(installed, tmp_path):
-    with pytest.raises(FestinaError, match="no shipped plan 'scenes-flux/fast'"):
-        table.main(["scenes-flux"])
-    with pytest.raises(FestinaError, match="no plans; give --plans"):
-        table.main([str(tmp_path)])
+    for model in ("scenes-flux", str(tmp_path)):
+        with pytest.raises(FestinaError, match="no plans; give --plans"):
+            table.main([model])
+
+
+def test_the_table_takes_all_plans_that_ship():
+    names = loading.shipped_plans("scenes")
+    assert names == ("scenes/fast", "scenes/faster", "scenes/fastest")
+    assert table.named_plans(names) == {name.removeprefix("scenes/"): loading.shipped_plan(name) for name in names}
 
 
 def test_plans_that_ship_lie_with_their_pipeline():
