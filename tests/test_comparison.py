@@ -147,6 +147,12 @@ def test_a_round_takes_turns_and_counts_the_drawing_alone(workload, monkeypatch)
     assert drawn == [(4, workload.pictures()[:2]), (3, workload.pictures()[:2])]
 
 
+def test_a_slow_round_moves_no_way_against_another():
+    timed = [{"a": 4.0, "b": 2.0}, {"a": 40.0, "b": 20.0}, {"a": 5.0, "b": 1.0}]
+    # The medians of "b" by itself are 2 seconds.
+    assert rounds.over_rounds(timed, "a") == ({"a": 5.0, "b": 2.5}, {"a": 1.0, "b": 2.0})
+
+
 def test_scores_are_made_in_batches_and_have_to_be_numbers():
     batches = []
 

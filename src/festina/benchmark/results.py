@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from festina.benchmark.figures import Figures, psnr_of
 from festina.benchmark.folder import Round
 from festina.benchmark.variants import Alike, Failed, Variant
+from festina.report.rounds import over_rounds
 from festina.search.front import confidence_interval
 
 Verdict = Literal["yes", "no", "even"]
@@ -140,10 +140,8 @@ def results(
     Raises:
         FestinaError: there are fewer than two prompts.
     """
-    first = variants[0].name
-    ratios = {each.name: median(made[first] / made[each.name] for made in rounds) for each in variants}
-    uncached = median(made[first] for made in rounds) / pictures
-    seconds = {name: uncached / ratio for name, ratio in ratios.items()}
+    batch, ratios = over_rounds(rounds, variants[0].name)
+    seconds = {name: spent / pictures for name, spent in batch.items()}
     line = [(seconds[each.name], figures[each.name]) for each in variants if each.untouched]
     best = non_dominated([(seconds[each.name], figures[each.name].reward) for each in variants])
     found = []

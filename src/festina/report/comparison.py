@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from festina.metrics.distances import frechet_distance, psnr
 from festina.metrics.reward import Reward, scores_of
 from festina.plan import Plan
 from festina.report.points import Kind, Point
-from festina.report.rounds import timed_round
+from festina.report.rounds import over_rounds, timed_round
 from festina.search.engine import Progress, silent
 from festina.search.front import confidence_interval
 from festina.search.generation import generate
@@ -91,8 +90,7 @@ def compare(
         progress: told after every variant and round.
 
     Returns:
-        one point per variant, in their order; seconds are medians over rounds, the ratio is the median of the ratios
-        within each round.
+        one point per variant, in their order; seconds and ratio as `festina.report.rounds.over_rounds` gives them.
     """
     total = len(variants) + rounds
     untouched = next(variant for variant in variants if variant.kind == "uncached")
@@ -107,10 +105,10 @@ def compare(
     for number in range(1, rounds + 1):
         timed.append(timed_round(pipe, variants, workload))
         progress(len(variants) + number, total, "timing")
-    plain = [seconds[untouched.name] for seconds in timed]
+    batch, ratios = over_rounds(timed, untouched.name)
     points = []
     for variant, looks in zip(variants, looked_at, strict=True):
-        plan, own = variant.plan, [seconds[variant.name] for seconds in timed]
+        plan = variant.plan
         low, high = confidence_interval(looks.scores, workload.images_per_prompt)
         priced = plan or Plan.computing_all(uncached.denoiser, uncached.sites, variant.steps)
         points.append(
@@ -119,8 +117,8 @@ def compare(
                 kind=variant.kind,
                 steps=variant.steps,
                 macs=price(priced),
-                seconds=median(own) / min(workload.batch, len(workload.pictures())),
-                seconds_ratio=median(first / mine for first, mine in zip(plain, own, strict=True)),
+                seconds=batch[variant.name] / min(workload.batch, len(workload.pictures())),
+                seconds_ratio=ratios[variant.name],
                 reward=math.fsum(looks.scores) / len(looks.scores),
                 reward_low=low,
                 reward_high=high,

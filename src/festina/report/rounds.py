@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from statistics import median
 from typing import Any, Protocol
 
 from festina.search.generation import generate
@@ -50,3 +51,20 @@ def seconds_of(pipe: Any, way: Way, workload: Workload) -> float:
         began = time.perf_counter()
         generate(pipe, pictures, own)
         return time.perf_counter() - began
+
+
+def over_rounds(rounds: Sequence[Mapping[str, float]], first: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds and ratio of each way over several rounds.
+
+    Args:
+        rounds: seconds by name, of the same ways in each.
+        first: the way that the others are compared with.
+
+    Returns:
+        by name the seconds of one batch, which are the median of the first way's over its ratio, so that a round in
+        which the machine was slow moves no way against another; and the ratio: the median of the ratios of the first
+        way's seconds to its own, each within a round.
+    """
+    ratios = {name: median(made[first] / made[name] for made in rounds) for name in rounds[0]}
+    whole = median(made[first] for made in rounds)
+    return {name: whole / ratio for name, ratio in ratios.items()}, ratios
