@@ -30,7 +30,7 @@ from festina.samplers import KINDS, Frame, PlanScheduler
 from festina.samplers.gits import gits_noises
 from festina.samplers.olss import fit_on_policy
 from festina.samplers.recording import Trajectory, record
-from festina.samplers.times import GRIDS, table_on, uniform_time
+from festina.samplers.times import GRIDS, align_your_steps, table_on, uniform_time
 from festina.search import Workload
 from festina.search.generation import generate
 from festina.zoo import SHIPPED, call_arguments, load
@@ -127,11 +127,13 @@ def samplers(pipe: Any, fit: Workload, teacher_steps: int) -> Mapping[str, Sampl
     known: dict[str, Sampler] = {OWN: lambda calls: None, "data 1": partial(_solver, source, "data", 1, False)}
     for name, kind in KINDS.items():
         corrected = name.startswith("unipc")
-        for order in range(2, min(kind.highest, 3) + 1):
+        for order in range(2, kind.highest + 1):
             label = f"{name} {order}{' with corrector' if corrected else ''}"
             known[label] = partial(_solver, source, name, order, corrected)
     for name, grid in GRIDS.items():
-        known[f"data 2 on {name}"] = partial(_gridded, source, plain, grid)
+        # Its nodes are of SD 1.5 unless another model is named, and there are none of a pipeline that ships.
+        fitted = " of SD 1.5" if grid is align_your_steps else ""
+        known[f"data 2 on {name}{fitted}"] = partial(_gridded, source, plain, grid)
     learner = _Learner(pipe, fit, teacher_steps)
     known[ON_GITS] = lambda calls: _on(source, plain, gits_noises(learner.teacher(), calls))
     known[OLSS] = lambda calls: PlanScheduler.from_scheduler(source, learner.weights(calls))

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from samplers_toy import CENTRES, gaussian_end, noise, output
+from samplers_toy import CENTRES, gaussian_end, noise, output, vp
 
 from festina import FestinaError
 from festina.samplers import KINDS, Frame, NoiseLevel, SolverStep, SolverTable, order_within_ratio
-from festina.samplers.coefficients import correction_weights, first_order, higher_order_weights
+from festina.samplers.coefficients import contrast_weight, correction_weights, first_order, higher_order_weights
 from festina.samplers.compiling import compile_table
 from festina.samplers.interpolation import phi
 from festina.samplers.run import SamplerRun
@@ -129,6 +129,14 @@ def test_step_ratio_guard_lowers_the_order():
     assert order_within_ratio([level_at(0.0), level_at(-0.5)], NoiseLevel(1.0, 0.0), 2, 2.0) == 2
 
 
+@pytest.mark.parametrize("ratio", [0, -2.0, math.nan, "2"])
+def test_ratios_of_steps_are_above_0(ratio):
+    with pytest.raises(FestinaError, match="largest ratio of two steps"):
+        order_within_ratio([level_at(0.0)], level_at(9.0), 1, ratio)
+    with pytest.raises(FestinaError, match="largest ratio of two steps"):
+        vp(largest_step_ratio=ratio)
+
+
 def error(frame, solver, order, count, corrector=False):
     """Distance to the exact end, on even steps of the half log signal-to-noise ratio in float64."""
     hats = np.geomspace(20.0, 0.05, count + 1)
@@ -182,3 +190,5 @@ def test_kinds_say_what_they_cannot_do():
         SolverStep(1.0, "midpoint")
     with pytest.raises(FestinaError, match="no order 4"):
         SolverStep(1.0, "data", 4)
+    with pytest.raises(FestinaError, match="weighs the noise infinitely"):
+        contrast_weight(FLOW.level(1.0), FLOW.level(0.5))

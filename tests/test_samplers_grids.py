@@ -6,6 +6,7 @@ import pytest
 import torch
 from samplers_toy import BETAS, FLUX, flow, levels_of, noise, output, run, table, vp
 
+from festina import FestinaError
 from festina.samplers import SOURCES, PlanScheduler, SolverTable, shifted
 
 
@@ -31,6 +32,27 @@ def test_levels_before_the_shift_are_shifted_once():
         expected = [shifted(value, float(np.exp(mu))) for value in (1.0, 0.75, 0.5, 0.25)]
         np.testing.assert_allclose(dynamic.sigmas[:-1], expected, atol=1e-6)
         np.testing.assert_allclose(dynamic.timesteps, 1000 * np.array(expected), atol=1e-3)
+
+
+def test_levels_before_a_linear_shift_are_shifted_by_mu_itself():
+    settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
+    steps, mu = SolverTable(table(1.0, 0.75, 0.5, 0.25).steps, before_shift=True), 2.2
+    unipc = diffusers.UniPCMultistepScheduler(**settings, time_shift_type="linear")
+    euler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
+    for source in (unipc, euler):
+        scheduler = PlanScheduler.from_scheduler(source, steps)
+        scheduler.set_timesteps(4, mu=mu)
+        np.testing.assert_allclose(scheduler.sigmas[:-1], [shifted(v, mu) for v in (1.0, 0.75, 0.5, 0.25)], atol=1e-6)
+        # As the source shifts its own levels.
+        plain = PlanScheduler.from_scheduler(source)
+        plain.set_timesteps(6, mu=mu)
+        source.set_timesteps(6, mu=mu)
+        torch.testing.assert_close(plain.sigmas, source.sigmas)
+    for kind in (diffusers.DPMSolverMultistepScheduler, diffusers.DEISMultistepScheduler):
+        source = kind(**settings, time_shift_type="linear")
+        for scheduler in (PlanScheduler.from_scheduler(source), PlanScheduler.from_scheduler(source, steps)):
+            with pytest.raises(FestinaError, match=f"{kind.__name__} knows no time_shift_type"):
+                scheduler.set_timesteps(4, mu=mu)
 
 
 @pytest.mark.parametrize("mu", [0.5, 1.15])

@@ -20,13 +20,20 @@ def test_unipc_bh1_ends_finite_at_no_noise():
 
 
 def test_pure_noise_and_no_noise_at_once():
+    def far(calls, **settings):
+        scheduler = flow(**settings)
+        scheduler.set_timesteps(timesteps=[1000 * (1 - call / calls) for call in range(calls)])
+        return run(scheduler, levels_of(scheduler), noise(samples=64, dtype=torch.float64), "flow_prediction")
+
+    exact = far(400, solver="data", solver_order=3)
     for solver in ("data", "noise", "adams_bashforth", "deis_time", "unipc_bh2", "data_released"):
         for corrector in (False, True):
             if corrector and solver in ("adams_bashforth", "deis_time", "data_released"):
                 continue
-            scheduler = flow(solver=solver, solver_order=3, corrector=corrector)
-            scheduler.set_timesteps(timesteps=[1000, 800, 500, 200])
-            assert run(scheduler, levels_of(scheduler), noise(), "flow_prediction").abs().max() < 4
+            settings = {"solver": solver, "solver_order": 3, "corrector": corrector}
+            errors = [(far(calls, **settings) - exact).square().mean().sqrt().item() for calls in (5, 20)]
+            assert errors[1] < 0.015
+            assert errors[1] < errors[0] / 8
 
 
 def test_order_two_after_pure_noise_is_nearly_order_one():
@@ -100,6 +107,48 @@ def test_the_second_run_equals_the_first_and_an_interrupted_one_leaves_nothing(s
     ends.append(run(scheduler, levels_of(scheduler), noise(), "epsilon"))
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])
+
+
+def edm(**settings):
+    return PlanScheduler.from_scheduler(diffusers.EDMEulerScheduler(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "first", "wrong"),
+    [(flow, 1.0, (0.99, 0.5)), (flow, 0.999, (0.997,)), (edm, 80.0, (70.0, 79.5)), (edm, 80.1, (0.5,))],
+)
+def test_a_run_from_noise_begins_at_the_models_largest_level(make, first, wrong):
+    def begun(level, index=None):
+        scheduler = make(table=table(level, 0.4, 0.2))
+        scheduler.set_timesteps(3)
+        if index is not None:
+            scheduler.set_begin_index(index)
+        timestep = scheduler.timesteps[index or 0]
+        return scheduler.step(noise(1), timestep, scheduler.scale_model_input(noise(), timestep)).prev_sample
+
+    assert begun(first).isfinite().all()
+    for level in wrong:
+        for index in (None, 0):
+            with pytest.raises(FestinaError, match=f"begins at the noise level {level:g}, .* image-to-image"):
+                begun(level, index)
+        # Begun midway, the table never meets its first level.
+        assert torch.equal(begun(level, 1), begun(first, 1))
+
+
+def test_levels_above_the_models_largest_are_refused():
+    largest = vp().frame.largest_noise
+    assert largest == pytest.approx(14.6146, abs=1e-4)
+    assert edm().frame.largest_noise == pytest.approx(80.0)
+    # Published levels are rounded; lower ones are begun at, as diffusers' "leading" timesteps do.
+    for level in (14.615, 12.0):
+        scheduler = vp(table=table(level, 1.0))
+        scheduler.set_timesteps(2)
+        assert scheduler.step(noise(1), scheduler.timesteps[0], noise()).prev_sample.isfinite().all()
+    for refused in (lambda: vp(table=table(14.7, 1.0)), lambda: edm(table=table(81.0, 1.0))):
+        with pytest.raises(FestinaError, match="Use levels up to the largest"):
+            refused()
+    with pytest.raises(FestinaError, match="a step begins at 20"):
+        vp().set_timesteps(sigmas=[20.0, 3.0])
 
 
 def test_deep_copies_go_their_own_way():

@@ -1,6 +1,7 @@
 """The search of samplers: what it may make, its predictor, and what it finds on toys."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,14 +56,18 @@ def test_the_seed_decides_everything():
     assert runs[0].tables != runs[2].tables
 
 
-def test_steps_of_seeds_leave_the_time_of_their_old_level_behind():
+def test_a_step_belongs_to_its_level_and_a_sampler_is_judged_once():
     start = table_on(FRAME, LEVELS[::6])
-    found = evolve(LEVELS, 5, golden, [start], EvolutionSettings(100))
-    moved = {step for table in found.tables for step in table.steps} - set(start.steps)
-    for step in moved:
-        assert step.network_time in (None, FRAME.network_time(step.noise))
-    # The steps that stay keep theirs.
-    assert any(step.network_time is not None for table in found.tables[1:] for step in table.steps)
+    assert all(step.network_time is None for step in start.steps)
+    timed = SolverTable(
+        tuple(replace(step, network_time=FRAME.network_time(step.noise)) for step in start.steps), start.final_noise
+    )
+    asked = []
+    found = evolve(LEVELS, 5, lambda table: asked.append(table) or golden(table), [timed, start], EvolutionSettings(60))
+    assert asked.count(start) == 1
+    assert found.tables[0] == start
+    assert len({compile_table(table, FRAME) for table in found.tables}) == len(found.tables) == 60
+    assert all(step.network_time is None for table in found.tables for step in table.steps)
 
 
 def test_seeds_are_judged_first_and_a_small_space_ends():

@@ -19,6 +19,11 @@ FLOW = Frame("flow", "flow_prediction")
 NOISES = [8.0, 4.0, 2.2, 1.1, 0.5, 0.2]
 
 
+def table_at(*noises, **settings):
+    """A table at other levels."""
+    return SolverTable(tuple(SolverStep(value, **settings) for value in noises))
+
+
 def table(*changes, final=0.0, **settings):
     """A table at NOISES whose steps have the settings, with changes {place: {field: value}}."""
     steps = [SolverStep(value, **settings) for value in NOISES]
@@ -167,6 +172,36 @@ def test_tables_round_trip_through_json():
 
 
 @pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ([1.0], "a table is \\[1.0\\]; wanted an object"),
+        ({"steps": 4}, "'steps' of a table is 4; wanted a list of steps"),
+        ({"steps": [3.0]}, "step 0 of a table is 3.0; wanted an object"),
+        ({"steps": [{"noise": "1"}]}, "'noise' of step 0 of a table is '1'; wanted a finite number"),
+        ({"steps": [{"noise": 1.0}, {"noise": None}]}, "'noise' of step 1 of a table is None"),
+        ({"steps": [{"noise": float("nan")}]}, "'noise' of step 0 of a table is nan"),
+        ({"steps": [{"noise": 1.0, "order": 2.0}]}, "'order' of step 0 of a table is 2.0; wanted a whole number"),
+        ({"steps": [{"noise": 1.0, "order": True}]}, "'order' of step 0 of a table is True"),
+        ({"steps": [{"noise": 1.0, "solver": ["data"]}]}, "'solver' of step 0 .*; wanted a text"),
+        ({"steps": [{"noise": 1.0, "corrector": "no"}]}, "'corrector' .* is 'no'; wanted true or false"),
+        ({"steps": [{"noise": 1.0, "network_time": "999"}]}, "'network_time' .* wanted a finite number or null"),
+        ({"steps": [{"noise": 1.0, "linear": [0.5]}]}, "'linear' .* wanted an object or null"),
+        (
+            {"steps": [{"noise": 1.0, "linear": {"outputs": 0.5}}]},
+            "'outputs' of 'linear' of step 0 .* is 0.5; wanted a list of finite numbers",
+        ),
+        ({"steps": [{"noise": 1.0, "linear": {"outputs": ["a"]}}]}, "'outputs' .* wanted a list of finite numbers"),
+        ({"steps": [{"noise": 1.0}], "final_noise": None}, "'final_noise' of a table is None; wanted a finite number"),
+        ({"steps": [{"noise": 1.0}], "before_shift": 1}, "'before_shift' of a table is 1; wanted true or false"),
+        ({"steps": [{"noise": 1.0}], 3: 1}, "unknown keys \\['3'\\]"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(record, said):
+    with pytest.raises(FestinaError, match=said):
+        SolverTable.from_json(record)
+
+
+@pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: SolverTable(()), "begins with a step"),
@@ -178,6 +213,15 @@ def test_tables_round_trip_through_json():
         (lambda: SolverTable.from_json({"steps": [{"noise": 1.0, "colour": 1}]}), "unknown keys"),
         (lambda: SolverTable.from_json({"steps": [{"order": 1}]}), "no \\['noise'\\]"),
         (lambda: compile_table(SolverTable((SolverStep(1.5),)), FLOW), "no noise level"),
+        (lambda: compile_table(SolverTable((SolverStep(161.0),)), FRAME), "largest noise level is 160, and .* at 161"),
+        (
+            lambda: SolverTable((SolverStep(1.0), SolverStep(0.5, network_time=500.0)), before_shift=True),
+            "before_shift moves its level away",
+        ),
+        (
+            lambda: compile_table(table_at(1.0, 1.0, 0.5, contrast=0.1), FLOW),
+            "step from pure noise weighs the noise infinitely",
+        ),
         (lambda: compile_table(SolverTable((SolverStep(1.5),), before_shift=True), FRAME), "no shift"),
         (lambda: compile_table(SolverTable((SolverStep(1.0, linear=LinearWeights((1.0, 1.0))),)), FRAME), "want 2"),
         (lambda: compile_table(table(), FRAME, 6), "none of them is number 6"),
@@ -188,7 +232,7 @@ def test_tables_round_trip_through_json():
         ),
         (lambda: compile_table(table({1: {"corrector": True}}, solver="deis_time"), FRAME), "no corrector"),
         (
-            lambda: compile_table(SolverTable(tuple(SolverStep(x, "deis_time") for x in (300.0, 200.0))), FRAME),
+            lambda: compile_table(SolverTable(tuple(SolverStep(x, "deis_time") for x in (160.1, 160.05))), FRAME),
             "distinct training times",
         ),
     ],

@@ -1,6 +1,7 @@
 """Grids of noise levels: equality with diffusers, closed forms, and which is better on toys."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import diffusers
@@ -12,7 +13,7 @@ from samplers_pipe import ToyPipe, error
 from samplers_toy import BETAS, CENTRES, SPREAD, gaussian_end, noise, vp
 
 from festina.errors import FestinaError
-from festina.samplers import Frame, PlanScheduler
+from festina.samplers import Frame, PlanScheduler, shifted
 from festina.samplers.times import (
     ALIGNED,
     GRIDS,
@@ -56,6 +57,16 @@ def test_even_times_are_diffusers_linspace_where_that_is_whole():
     np.testing.assert_allclose(uniform_time(VP, 9), source.sigmas[:-1], rtol=1e-5)
     assert uniform_time(FLOW, 5) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     assert VP.network_time(uniform_time(VP, 7)[1]) == pytest.approx(999 * 6 / 7)
+
+
+def test_grids_serve_as_levels_before_the_shift():
+    levels = uniform_time(FLOW, 4)
+    source = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler = PlanScheduler.from_scheduler(source, replace(table_on(FLOW, levels), before_shift=True))
+    scheduler.set_timesteps(4)
+    moved = [shifted(level, 3.0) for level in levels]
+    np.testing.assert_allclose(scheduler.sigmas, [*moved, 0.0], atol=1e-6)
+    np.testing.assert_allclose(scheduler.timesteps, [1000 * level for level in moved], atol=1e-3)
 
 
 def test_align_your_steps_are_the_published_nodes():

@@ -62,7 +62,15 @@ def contrast_weight(source: NoiseLevel, target: NoiseLevel) -> float:
     """Weight of the noise prediction in a first-order step.
 
     DualFast (2506.13058) takes (1 + c) noise - c reference there for the noise.
+
+    Raises:
+        FestinaError: the source is pure noise (alpha 0), where the weight is infinite.
     """
+    if source.alpha == 0:
+        raise FestinaError(
+            "a step from pure noise weighs the noise infinitely. Leave contrasts and weights of the noise out of steps "
+            "at level 1."
+        )
     return target.sigma - target.alpha * source.sigma / source.alpha
 
 

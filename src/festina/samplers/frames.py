@@ -100,6 +100,14 @@ class Frame:
                 "Set the scheduler's prediction_type to what the network was trained for."
             )
 
+    @property
+    def largest_noise(self) -> float:
+        """The noisiest level, as schedulers count it: that of a run's first sample. 1 for flow models."""
+        if self.family == "edm":
+            # The first sample has the variance of unit data and of the largest noise.
+            return math.sqrt(self.initial_scale**2 - 1)
+        return 1.0 if self.family == "flow" else self.training_noise[-1]
+
     def level(self, noise: float) -> NoiseLevel:
         """The level that a scheduler calls `noise`.
 

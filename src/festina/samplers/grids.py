@@ -28,6 +28,8 @@ _BY_SIGMAS = (
 )
 _EDM = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
 _FLOW = "FlowMatchEulerDiscreteScheduler"
+_LINEAR_SHIFT = (_FLOW, "UniPCMultistepScheduler")
+"""Schedulers that shift by mu itself where time_shift_type is "linear", and not by its exponential."""
 
 SOURCES = (*_BY_TIMES, *_BY_SIGMAS, *_EDM, _FLOW)
 """Schedulers of diffusers whose place a `PlanScheduler` can take."""
@@ -190,7 +192,11 @@ def shift_noises(source: Any, noises: Sequence[float], mu: float | None) -> list
             f"levels before the shift of a {type(source).__name__} with shift_terminal are not known here. Use levels "
             "after the shift (timesteps), or a FlowMatchEulerDiscreteScheduler."
         )
-    factor = math.exp(dynamic["mu"]) if dynamic else source.config.flow_shift
+    if not dynamic:
+        factor = float(source.config.flow_shift)
+    else:
+        linear = source.config.get("time_shift_type") == "linear"
+        factor = dynamic["mu"] if linear else math.exp(dynamic["mu"])
     return [shifted(noise, factor) for noise in noises]
 
 
@@ -202,6 +208,11 @@ def _shift_by(source: Any, mu: float | None) -> dict[str, float]:
         raise FestinaError(
             "this scheduler shifts its noise levels by the size of the picture, and no mu was given. Pass mu to "
             "set_timesteps, or use a scheduler with use_dynamic_shifting=False."
+        )
+    if source.config.get("time_shift_type") == "linear" and type(source).__name__ not in _LINEAR_SHIFT:
+        raise FestinaError(
+            f'a {type(source).__name__} knows no time_shift_type="linear", only "exponential". Set that, or use one '
+            f"of {', '.join(_LINEAR_SHIFT)}."
         )
     return {"mu": float(mu)}
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from festina.errors import FestinaError
 from festina.samplers.frames import NoiseLevel
+from festina.strict import is_number
 
-__all__ = ["derivative_weights", "order_within_ratio", "phi", "time_integrals"]
+__all__ = ["check_ratio", "derivative_weights", "order_within_ratio", "phi", "time_integrals"]
 
 _SERIES_BELOW = 0.1
 _SERIES_TERMS = 12
@@ -50,13 +52,23 @@ def order_within_ratio(nodes: Sequence[NoiseLevel], target: NoiseLevel, order: i
         nodes: levels of the outputs at hand, the current one first.
         target: level that the step goes to.
         order: order wanted, at least 1.
-        largest_ratio: of the coming step to the last one, e.g. 2.
+        largest_ratio: of the coming step to the last one, above 0, e.g. 2.
+
+    Raises:
+        FestinaError: a ratio that is not above 0.
     """
+    check_ratio(largest_ratio)
     if order < 2 or len(nodes) < 2 or target.sigma == 0:
         return order
     coming = target.half_log_snr - nodes[0].half_log_snr
     last = nodes[0].half_log_snr - nodes[1].half_log_snr
     return order - 1 if coming > largest_ratio * last else order
+
+
+def check_ratio(largest_ratio: float) -> None:
+    """Raise a `FestinaError` unless a largest ratio of two steps is a number above 0."""
+    if not (is_number(largest_ratio) and largest_ratio > 0):
+        raise FestinaError(f"the largest ratio of two steps is {largest_ratio!r}. Use a number above 0, e.g. 2.")
 
 
 def time_integrals(

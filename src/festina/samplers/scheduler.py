@@ -11,12 +11,11 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from festina.errors import FestinaError
-from festina.samplers.coefficients import kind_of
 from festina.samplers.compiling import compile_table
 from festina.samplers.frames import NoiseLevel
 from festina.samplers.grids import SOURCES, custom_grid, frame_of, make_source, shift_noises, solver_table, usual_grid
 from festina.samplers.run import SamplerRun
-from festina.samplers.table import SolverStep, SolverTable
+from festina.samplers.table import SolverTable, check_solver
 
 __all__ = ["PlanScheduler"]
 
@@ -37,8 +36,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         solver_order: without a table, its order, lowered in the first steps.
         corrector: without a table, whether every step but the first corrects its sample (UniC, 2302.04867).
         lower_order_final: without a table, whether a step's order is at most the number of steps left.
-        largest_step_ratio: without a table, a step longer than this many times the last one takes an order less;
-            None = never.
+        largest_step_ratio: without a table, a step longer than this many times the last one, a number above 0, takes an
+            order less; None = never.
         table: a `SolverTable.to_json()`; None = no table.
 
     Raises:
@@ -72,10 +71,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         made = make_source(source, self.config.source_config)
         self.frame = frame_of(made)
         self.table = None if table is None else SolverTable.from_json(table).checked(self.frame)
-        kind = kind_of(solver)
-        SolverStep(1.0, solver, solver_order)
-        if corrector and kind.corrector is None:
-            raise FestinaError(f"{solver} has no corrector. Use corrector=False.")
+        check_solver(solver, solver_order, corrector, largest_step_ratio)
         shown = {key: value for key, value in made.config.items() if key not in self.config and key not in _HIDDEN}
         self.register_to_config(**{key: value for key, value in shown.items() if not key.startswith("_")})
         self.init_noise_sigma = self.frame.initial_scale
@@ -239,7 +235,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             return_dict: whether to return a `SchedulerOutput`, otherwise a tuple.
 
         Raises:
-            FestinaError: no `set_timesteps` before it, a step after the last one, or an output of another shape.
+            FestinaError: no `set_timesteps` before it, a step after the last one, an output of another shape, or a run
+                from noise by a table whose first level is not that of the first sample.
         """
         index = self._begin(timestep) if self._step_index is None else self._step_index
         assert self._run is not None
@@ -252,6 +249,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if self._run_table is None:
             raise FestinaError("no run was begun. Call set_timesteps before the first step.")
         index = self._begin_index if self._begin_index is not None else self._index_of(float(timestep))
+        if self.table is not None and index == 0:
+            self._run_table.want_start(self.frame)
         self._run = SamplerRun(compile_table(self._run_table, self.frame, index), self.frame)
         self._step_index = index
         return index

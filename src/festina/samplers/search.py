@@ -105,7 +105,8 @@ def evolve(
         levels: noise levels to choose from, falling; every table begins at the first one and ends clean.
         calls: network calls of every table, from 1 to the number of levels.
         fitness: judges a table, higher is better; not finite counts as worst. Called once per table.
-        seeds: tables judged first: on these levels, with so many calls, one per step.
+        seeds: tables judged first: on these levels, with so many calls, one per step. Times of their own are left out,
+            as a step belongs to its level: the network is told the time of the level.
         settings: how the search goes.
 
     Raises:
@@ -114,7 +115,7 @@ def evolve(
     search = _Search(tuple(map(float, levels)), calls, fitness, settings or EvolutionSettings())
     for table in seeds:
         search.want_fitting(table)
-    search.judge(seeds)
+    search.judge([table.at_own_times() for table in seeds])
     search.judge(search.unseen(search.settings.children, search.random))
     while search.left and search.generation():
         pass
@@ -225,11 +226,10 @@ class _Search:
         steps: list[SolverStep] = []
         for count, place in enumerate(places):
             step = nodes.get(place) or self._step()
-            if step.noise != self.levels[place]:
-                step = replace(step, noise=self.levels[place], network_time=None)
             # An order above the outputs at hand would be lowered anyway, and a corrector is that of the step before.
             able = bool(steps) and kind_of(steps[-1].solver).corrector is not None
-            steps.append(replace(step, order=min(step.order, count + 1), corrector=step.corrector and able))
+            order, corrector = min(step.order, count + 1), step.corrector and able
+            steps.append(replace(step, noise=self.levels[place], order=order, corrector=corrector))
         return SolverTable(tuple(steps))
 
     def _nodes(self, table: SolverTable) -> dict[int, SolverStep]:

@@ -5,20 +5,26 @@ A step that makes no network call is part of the slot before it, because a pipel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
 from festina.errors import FestinaError
 from festina.samplers.coefficients import kind_of
 from festina.samplers.frames import Frame
+from festina.samplers.interpolation import check_ratio
+from festina.strict import is_number
 
-__all__ = ["LinearWeights", "SolverStep", "SolverTable"]
+__all__ = ["LinearWeights", "SolverStep", "SolverTable", "check_solver"]
 
 CALLS = ("network", "extrapolate", "delete")
 REFERENCES = ("first", "previous")
 FORMS = ("data", "noise", "output")
+
+_NEAR = 2e-3
+"""Share by which a level may miss the model's largest: published levels are rounded (Align Your Steps), and the flow
+grids of diffusers' multistep schedulers begin at 0.999."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ class SolverTable:
         steps: from the noisiest on; levels never rise.
         final_noise: level that the last step ends at, 0 = clean.
         before_shift: whether the levels of a flow model are meant before the scheduler's shift, so that a shift that
-            depends on the size of the picture can be applied at run time. Otherwise they are used as they are.
+            depends on the size of the picture can be applied at run time. Otherwise they are used as they are. Not with
+            a step that has a network time of its own, which would stay where it is.
     """
 
     steps: tuple[SolverStep, ...]
@@ -113,6 +120,11 @@ class SolverTable:
                     f"step {place} goes from noise {noise} to {following}. Noise falls from step to step and reaches 0 "
                     "only at the end."
                 )
+        if self.before_shift and any(step.network_time is not None for step in self.steps):
+            raise FestinaError(
+                "a step has a network_time of its own, and before_shift moves its level away from it. Leave the "
+                "network_time out, or give levels after the shift."
+            )
         kept = [step for step in self.steps if step.call != "delete"]
         if any(step.call == "extrapolate" for step in kept[:2]):
             raise FestinaError("an extrapolation needs two steps before it; the first two cannot be extrapolated.")
@@ -127,6 +139,10 @@ class SolverTable:
         moved = [replace(step, noise=float(noise)) for step, noise in zip(self.steps, noises, strict=True)]
         return SolverTable(tuple(moved), self.final_noise)
 
+    def at_own_times(self) -> SolverTable:
+        """The same steps, in each of which the network is told the time that belongs to the level."""
+        return replace(self, steps=tuple(replace(step, network_time=None) for step in self.steps))
+
     def checked(self, frame: Frame) -> SolverTable:
         """The table, if a model of this frame can run it.
 
@@ -135,9 +151,31 @@ class SolverTable:
         """
         for step in self.steps:
             frame.level(step.noise)
+            if step.noise > frame.largest_noise * (1 + _NEAR):
+                raise FestinaError(
+                    f"the model's largest noise level is {frame.largest_noise:g}, and a step begins at {step.noise:g}. "
+                    "Use levels up to the largest."
+                )
         if self.before_shift and frame.family != "flow":
             raise FestinaError("before_shift is for flow models, this model has no shift. Set it to False.")
         return self
+
+    def want_start(self, frame: Frame) -> None:
+        """Make sure that a run's first sample is read as what it is: pure noise at the model's largest level.
+
+        Variance-preserving models may begin below it, as they do on diffusers' "leading" timesteps: their first sample
+        has unit variance at every level.
+
+        Raises:
+            FestinaError: the first level of a flow or EDM model is not its largest.
+        """
+        first, largest = self.steps[0].noise, frame.largest_noise
+        if frame.family != "variance_preserving" and abs(first - largest) > largest * _NEAR:
+            raise FestinaError(
+                f"the table begins at the noise level {first:g}, and the first sample of this model is made at "
+                f"{largest:g}. Give the first step the noise {largest:g}; a lower one can only be begun at midway, as "
+                "image-to-image pipelines do."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, texts and numbers; what a step leaves at its default is left out."""
@@ -158,27 +196,63 @@ class SolverTable:
         """The table written by `to_json`.
 
         Raises:
-            FestinaError: unknown or missing keys, or steps that make no table.
+            FestinaError: unknown or missing keys, values of the wrong kind, or steps that make no table.
         """
-        _check_keys(record, cls)
+        whole = _checked(record, cls, "a table")
         steps = []
-        for entry in record["steps"]:
-            _check_keys(entry, SolverStep)
-            values = dict(entry)
+        for place, entry in enumerate(whole["steps"]):
+            values = _checked(entry, SolverStep, f"step {place} of a table")
             if values.get("linear") is not None:
-                _check_keys(values["linear"], LinearWeights)
-                values["linear"] = LinearWeights(**values["linear"])
+                weights = _checked(values["linear"], LinearWeights, f"'linear' of step {place} of a table")
+                values["linear"] = LinearWeights(**weights)
             steps.append(SolverStep(**values))
-        return cls(tuple(steps), record.get("final_noise", 0.0), record.get("before_shift", False))
+        return cls(**{**whole, "steps": tuple(steps)})
 
 
-def _check_keys(record: Mapping[str, Any], kind: type) -> None:
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(record) - known)
-    needed = {"SolverTable": {"steps"}, "SolverStep": {"noise"}, "LinearWeights": {"outputs"}}[kind.__name__]
-    missing = sorted(needed - set(record))
+def check_solver(solver: str, order: int, corrector: bool, largest_step_ratio: float | None) -> None:
+    """Make sure that one solver can make all steps of a run.
+
+    Raises:
+        FestinaError: a solver or order that is not known, a corrector that the solver has not, or a ratio not above 0.
+    """
+    SolverStep(1.0, solver, order)
+    if corrector and kind_of(solver).corrector is None:
+        raise FestinaError(f"{solver} has no corrector. Use corrector=False.")
+    if largest_step_ratio is not None:
+        check_ratio(largest_step_ratio)
+
+
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "int": ("a whole number", lambda value: type(value) is int),
+    "float": ("a finite number", is_number),
+    "float | None": ("a finite number or null", lambda value: value is None or is_number(value)),
+    "str": ("a text", lambda value: isinstance(value, str)),
+    "tuple[float, ...]": ("a list of finite numbers", lambda value: _is_list(value) and all(map(is_number, value))),
+    "tuple[SolverStep, ...]": ("a list of steps", lambda value: _is_list(value)),
+    "LinearWeights | None": ("an object or null", lambda value: value is None or isinstance(value, Mapping)),
+}
+"""What JSON may give for a field of each type, in words and as a check."""
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _checked(record: Any, kind: type, what: str) -> dict[str, Any]:
+    """The values of a record, which are those of the fields of a dataclass."""
+    if not isinstance(record, Mapping):
+        raise FestinaError(f"{what} is {record!r:.60}; wanted an object.")
+    known = {field.name: field for field in fields(kind)}
+    unknown = sorted(str(key) for key in record if key not in known)
+    missing = [name for name, field in known.items() if field.default is MISSING and name not in record]
     if unknown or missing:
         raise FestinaError(
-            f"a {kind.__name__} with {f'unknown keys {unknown}' if unknown else f'no {missing}'}; it has the keys "
+            f"{what} has {f'unknown keys {unknown}' if unknown else f'no {missing}'}; it has the keys "
             f"{', '.join(sorted(known))}."
         )
+    for key, value in record.items():
+        wanted, holds = _KINDS[str(known[key].type)]
+        if not holds(value):
+            raise FestinaError(f"{key!r} of {what} is {value!r:.60}; wanted {wanted}.")
+    return dict(record)

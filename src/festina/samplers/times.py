@@ -194,17 +194,15 @@ def table_on(
         FestinaError: levels that the model does not have or that rise; a solver that is not known.
     """
     grid = Grid((*noises, final_noise), tuple(frame.network_time(noise) for noise in noises))
-    return solver_table(grid, frame, solver, order, corrector, lower_order_final=True, largest_step_ratio=None)
+    made = solver_table(grid, frame, solver, order, corrector, lower_order_final=True, largest_step_ratio=None)
+    return made.at_own_times()
 
 
 def _ends(frame: Frame) -> tuple[float, float]:
     """Largest and smallest sigma_hat of a model."""
-    if frame.family == "variance_preserving":
-        return frame.training_noise[-1], frame.training_noise[0]
     if frame.family == "flow":
         return _PURE_FLOW / (1 - _PURE_FLOW), 1 / (frame.train_steps - 1)
-    # The first sample of EDM has the variance of unit data and its largest noise.
-    return math.sqrt(frame.initial_scale**2 - 1), frame.smallest_noise
+    return frame.largest_noise, frame.smallest_noise if frame.family == "edm" else frame.training_noise[0]
 
 
 def _noises(frame: Frame, sigma_hats: NDArray[np.float64]) -> tuple[float, ...]:
