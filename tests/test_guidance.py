@@ -10,7 +10,8 @@ from tiny import dit_pipeline, flux_pipeline, generate, pixart_pipeline
 import festina
 from festina import FestinaError, Plan, Step
 from festina.cost import held_bytes, plan_macs, trace
-from festina.executor.guidance import guides_in_one_call, halved
+from festina.executor.guidance import halved
+from festina.executor.layout import guides_in_one_call
 from festina.plan import BRANCHES
 from festina.search.pricing import mac_table
 from festina.sites import component_sites, find_denoiser

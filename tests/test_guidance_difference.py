@@ -12,7 +12,6 @@ from festina import FestinaError
 from festina.cost import Call, held_bytes, mac_table, plan_macs, trace
 from festina.executor.attach import denoisers_of
 from festina.executor.difference import half_of, joined
-from festina.executor.layout import check_layout
 from festina.methods import fora, guidance_interval, guidance_reuse, guidance_table
 from festina.methods.guidance import guided
 
@@ -267,56 +266,6 @@ def test_an_exception_midway_leaves_nothing_behind():
     assert all(
         torch.equal(one, other) for pair in zip(found, wanted, strict=True) for one, other in zip(*pair, strict=True)
     )
-
-
-def _asked(model, run, contexts, samples):
-    """One step with a call for each sample, in these cache contexts."""
-    run.start(2)
-    for context, sample in zip(contexts, samples, strict=True):
-        run.clock.context = context
-        text, time = torch.ones(len(sample), 5, 16), torch.ones(len(sample))
-        model(sample, encoder_hidden_states=text, timestep=time)
-
-
-@pytest.mark.parametrize(
-    ("contexts", "samples", "reason"),
-    [
-        ([None] * 3, [torch.ones(1, 4, 8, 8)] * 3, "calls its denoiser 3 times or more in a step"),
-        ([None] * 2, [torch.ones(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)], "not twice with the same latents"),
-        (["uncond", "cond"], [torch.ones(1, 4, 8, 8)] * 2, "calls its denoiser without the caption first"),
-        (["pred_uncond"], [torch.ones(1, 4, 8, 8)], "calls its denoiser without the caption first"),
-        ([None], [torch.ones(3, 4, 8, 8)], "the same latents three times"),
-        ([None] * 2, [torch.ones(2, 4, 8, 8)] * 2, "again in a step beside the call with both branches"),
-    ],
-)
-@pytest.mark.parametrize("rows", ["ad", "aa"])
-def test_other_layouts_are_refused(contexts, samples, reason, rows):
-    model = pixart_transformer()
-    with festina.accelerate(model, table(model, rows, factors=[1.0 if rows == "ad" else 2.0] * 2)) as run:
-        with pytest.raises(FestinaError, match=reason):
-            _asked(model, run, contexts, samples)
-        assert len(run.store) == 0
-    # A plan that leaves guidance alone runs there.
-    with torch.no_grad(), festina.accelerate(model, all_compute(model, 2)) as run:
-        _asked(model, run, contexts, samples)
-
-
-@pytest.mark.parametrize(
-    ("contexts", "rows", "reason"), [(["uncond"], 1, "without the caption first"), ([None], 3, "three times")]
-)
-def test_a_plan_that_leaves_a_branch_out_is_refused_there_too(contexts, rows, reason):
-    model = pixart_transformer()
-    with festina.accelerate(model, table(model, "cc")) as run, pytest.raises(FestinaError, match=reason):
-        _asked(model, run, contexts, [torch.ones(rows, 4, 8, 8)])
-
-
-def test_latents_twice_in_a_list_are_refused():
-    ones = {"x.0": torch.ones(4), "x.1": torch.ones(4), "t": torch.zeros(2)}
-    with pytest.raises(FestinaError, match="twice in a list"):
-        check_layout("x", ones)
-    check_layout("x", ones | {"x.1": torch.zeros(4)})
-    check_layout("x", {"x.0": torch.ones(4), "t": torch.zeros(2)})
-    check_layout("x", {"x": torch.arange(3.0)})
 
 
 def test_halves_of_structures():

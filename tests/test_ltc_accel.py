@@ -6,15 +6,14 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
-from tiny import PROMPT, flux_pipeline, generate, pixart_pipeline, pixart_transformer
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from lifecycle import Loop, all_compute
+from tiny import PROMPT, flux_pipeline, pixart_pipeline, pixart_transformer
 
 import festina
 from festina import FestinaError, Plan
-from festina.calibration.bias import biased, highest, search_bias
 from festina.calibration.coherence import Coherence, angle_and_factor, measure_coherence
-from festina.methods import fora, ltc_accel, released_interval, replayed_steps
-from festina.metrics.distances import psnr
+from festina.methods import ltc_accel, released_interval, replayed_steps
 
 CALL = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20, "height": 16, "width": 16}
 FLUX = {"height": 16, "width": 16, "max_sequence_length": 20}
@@ -68,6 +67,9 @@ def test_knobs_out_of_range():
         ({"period": 1}, "the period is 1; wanted a whole number of at least 2"),
         ({"interval": (4, 20)}, "an interval up to step 20, in a run of 20; wanted 19 at most"),
         ({"interval": (-1, 9)}, "the interval's first step is -1"),
+        ({"interval": (4, 4)}, "no step from 4 to 4 is replayed with a period of 2.* more than 20 steps"),
+        ({"interval": (9, 8)}, "no step from 9 to 8 is replayed"),
+        ({"steps": 4}, "no step from 2 to 2 is replayed with a period of 2"),
         ({"interval": (4, 9.0)}, "the interval's last step is 9.0; wanted a whole number"),
     ):
         with pytest.raises(FestinaError, match=message):
@@ -180,6 +182,19 @@ def test_factors_of_other_steps_are_refused():
             ltc_accel(pixart_transformer(), steps, interval, coherence=measured)
 
 
+def test_a_second_step_from_one_timestep_is_not_measured():
+    """Some pipelines step to a prediction first, and then with it."""
+    loop, seen = Loop(pixart_transformer(), DDIMScheduler()), []
+    latents = torch.ones(1, 4, 8, 8)
+    with festina.accelerate(loop, all_compute(loop, 3)) as run:
+        run.revise = lambda output: seen.append((run.clock.ended, output[0, 0, 0, 0].item())) or output
+        loop.scheduler.set_timesteps(3)
+        for step, time in enumerate(loop.scheduler.timesteps):
+            for again in range(2):
+                loop.scheduler.step(torch.full_like(latents, 2 * step + again), time, latents)
+    assert seen == [(0, 0.0), (1, 2.0), (2, 4.0)]
+
+
 def coherence(angles):
     rows = np.array(angles, dtype=float)
     return Coherence((), ((PROMPT, 0),) * len(rows), rows, np.ones_like(rows))
@@ -196,6 +211,8 @@ def test_the_interval_is_the_longest_below_the_threshold():
     assert coherence(rows).interval(9) == (1, 8)
     with pytest.raises(FestinaError, match=r"no angle is below 0\.01; the least is 0\.050"):
         coherence(rows).interval(0.01)
+    with pytest.raises(FestinaError, match="of a run of 1 step, which has no neighbour"):
+        coherence([[math.nan]]).interval()
     with pytest.raises(FestinaError, match="a run that replayed"):
         Coherence((3,), ((PROMPT, 0),), np.zeros((1, 5)), np.ones((1, 5))).interval()
 
@@ -218,50 +235,6 @@ def test_calls_that_cannot_be_measured():
             measure_coherence(pipe, *arguments, call=CALL)
     with pytest.raises(FestinaError, match="prompts, seeds and guidance decide"):
         measure_coherence(pipe, [PROMPT], STEPS, call=CALL | {"prompt": "a"})
-
-
-def test_a_golden_section():
-    asked = []
-
-    def peak(place):
-        asked.append(place)
-        return -((place - 0.037) ** 2)
-
-    place, height = highest(peak, -0.1, 0.1, 12)
-    assert len(asked) == 12
-    assert height == max(-((each - 0.037) ** 2) for each in asked) == -((place - 0.037) ** 2)
-    # Two probes leave 0.618 of the range, each further one 0.618 of what is left.
-    assert abs(place - 0.037) <= 0.2 * 0.6180339887**11
-    assert highest(lambda place: place, 0.0, 1.0, 2)[0] == pytest.approx(0.6180339887)
-
-
-def test_a_bias_moves_every_factor():
-    plan = fora(pixart_transformer(), 6, 2).replaying({3: 0.9, 5: 1.0})
-    assert [step.replay for step in biased(plan, 0.05).steps] == [None, None, None, pytest.approx(0.95), None, 1.05]
-
-
-def test_a_bias_is_found_on_whole_pictures():
-    pipe = pixart_pipeline()
-    # Far from the best factor, so that there is something to find.
-    plan = ltc_accel(pipe, 6, (3, 4)).replaying({3: 0.9})
-    before = snapshot(pipe)
-    found = search_bias(pipe, plan, [PROMPT], call=CALL, probes=4)
-    assert snapshot(pipe) == before
-    assert found.psnr >= found.psnr_before
-    assert found.plan.settings["bias"] == found.bias
-    assert found.plan.steps[3].replay == pytest.approx(0.9 + found.bias)
-    untouched = generate(pipe, steps=6)
-    for each, told in ((plan, found.psnr_before), (found.plan, found.psnr)):
-        with festina.accelerate(pipe, each):
-            assert float(psnr(generate(pipe, steps=6), untouched)) == pytest.approx(told, abs=1e-3)
-    with pytest.raises(FestinaError, match="the plan replays nothing"):
-        search_bias(pipe, plan.computing_all(plan.denoiser, plan.sites, 6), [PROMPT])
-    with pytest.raises(FestinaError, match="wanted one seed for each prompt"):
-        search_bias(pipe, plan, [PROMPT], seeds=[1, 2])
-
-
-def snapshot(pipe):
-    return [sorted(vars(part)) for part in (pipe, pipe.transformer, pipe.scheduler)]
 
 
 def test_in_a_flow_sampler_it_leaves_out_noise_levels():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +118,8 @@ def values_held(plan: Plan) -> NDArray[np.int_]:
     value, and so does computing for some tokens, which renews it; a forecast of order k reads the last k + 1, a skip
     none; a site within a served block is not visited and reads none, and neither does any where the last answer is
     replayed. A plan of computing and reusing holds at most one value per site. Where a gate decides, it is the most
-    that may be held.
+    that may be held. Where a step begins anew for other branches of guidance the store is emptied, and nothing of
+    before is left.
     """
     plan = plan.canonical()
     table, visited = plan.table(), _visited(plan)
@@ -130,12 +132,17 @@ def values_held(plan: Plan) -> NDArray[np.int_]:
         reads[step, site] = int(action) + 1 if action in FORECASTS else gated
     held = np.zeros(table.shape, dtype=np.int_)
     wanted = np.zeros(len(plan.sites), dtype=np.int_)
+    kinds = [one_kind(step.branches) for step in plan.steps]
+    emptied = [False] + [before not in (ALL, now) for before, now in pairwise(kinds)]
     for step in range(len(plan.steps) - 1, -1, -1):
         held[step] = wanted
-        wanted = np.maximum(wanted - certain[step], reads[step])
-    available = np.cumsum(visited & ((table == COMPUTE) | (table == GATED)), axis=0)
-    most: NDArray[np.int_] = np.minimum(held, available)
-    return most
+        # What was stored for other branches is read no more.
+        wanted = np.zeros_like(wanted) if emptied[step] else np.maximum(wanted - certain[step], reads[step])
+    made, available = visited & ((table == COMPUTE) | (table == GATED)), np.zeros(len(plan.sites), dtype=np.int_)
+    for step, row in enumerate(made):
+        available = (np.zeros_like(available) if emptied[step] else available) + row
+        held[step] = np.minimum(held[step], available)
+    return held
 
 
 def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int, branches: int = 1) -> int:

@@ -15,6 +15,7 @@ from festina.errors import FestinaError
 from festina.executor import accelerate
 from festina.metrics.distances import psnr
 from festina.plan import Plan
+from festina.strict import is_number
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -65,10 +66,13 @@ def search_bias(
     seeds = range(len(prompts)) if seeds is None else seeds
     if not any(step.replays for step in plan.steps):
         raise FestinaError("the plan replays nothing, so that there is no factor to move.")
-    if not prompts or len(seeds) != len(prompts) or probes < 2 or not widest > 0:
+    if type(probes) is not int or probes < 2 or not is_number(widest) or not widest > 0:
         raise FestinaError(
-            f"{len(prompts)} prompts, {len(seeds)} seeds, {probes} probes up to {widest}; wanted one seed for each "
-            f"prompt, at least one prompt and 2 probes, and a range above 0."
+            f"{probes!r:.40} probes up to {widest!r:.40}; wanted a whole number of at least 2, and a range above 0."
+        )
+    if not prompts or len(seeds) != len(prompts):
+        raise FestinaError(
+            f"{len(prompts)} prompts, {len(seeds)} seeds; wanted one seed for each prompt, and at least one prompt."
         )
     pictures = [(str(prompt), int(seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
     told = {"output_type": "np", **(call or {})}

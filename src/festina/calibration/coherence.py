@@ -3,6 +3,11 @@
 LTC-Accel (arXiv 2503.09675) measures both on the change of the latents. Here they are those of the guided output that a
 scheduler is given, in double precision: where latents are kept in few bits, their differences are mostly rounding. For
 Euler steps of a velocity, or of noise in sigma, the angle is the same.
+
+A plan multiplies each branch's answer before the pipeline guides. With a strength that stays the same this is a factor
+on the guided output. Where a pipeline changes its strength from one step to the next, a factor measured here holds that
+change too, and guidance adds it a second time; the same goes for a plan that is given factors on guidance afterwards.
+Nothing of this can be seen here.
 """
 
 from __future__ import annotations
@@ -54,8 +59,13 @@ class Coherence:
             threshold: the angle in radians.
 
         Raises:
-            FestinaError: there is no such step, or the run replayed, so that angles are not of neighbours.
+            FestinaError: there is no such step, the run had only one, or it replayed, so that angles are not of
+                neighbours.
         """
+        if self.angles.shape[1] < 2:
+            raise FestinaError(
+                "these angles are of a run of 1 step, which has no neighbour; measure one of more steps."
+            )
         if self.replayed:
             raise FestinaError("these angles are of a run that replayed; measure one that does not.")
         below = self.angles.mean(axis=0) < threshold

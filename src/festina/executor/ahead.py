@@ -20,10 +20,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from festina.errors import FestinaError
-from festina.executor.calls import Leaves, entry_given, identity, leaves_of, same_values
+from festina.executor.calls import (
+    Arguments,
+    Leaves,
+    changed_arguments,
+    entry_given,
+    identity,
+    leaves_of,
+    same_values,
+)
 from festina.executor.clock import StepClock
 from festina.executor.features import Placeholder
-from festina.executor.guidance import Arguments
 from festina.executor.serving import Column
 from festina.executor.store import Store, Value
 from festina.names import FEATURE
@@ -174,16 +181,10 @@ def repeated_arguments(
     def repeat(path: str, value: Any) -> Any:
         if path == _TIME:
             return times
-        if isinstance(value, Tensor):
-            return repeated_rows(value, rows, ahead) if value.ndim and len(value) in sizes else value
-        if isinstance(value, Mapping):
-            return {name: repeat(f"{path}.{name}", part) for name, part in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(repeat(f"{path}.{place}", part) for place, part in enumerate(value))
-        return value
+        of_rows = isinstance(value, Tensor) and value.ndim and len(value) in sizes
+        return repeated_rows(value, rows, ahead) if of_rows else value
 
-    repeated = tuple(repeat(name, value) for name, value in zip(names, args, strict=False))
-    return repeated, {name: repeat(name, value) for name, value in kwargs.items()}
+    return changed_arguments(names, args, kwargs, repeat)
 
 
 def repeated_rows(value: Value, rows: int, times: int) -> Value:

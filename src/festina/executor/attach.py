@@ -54,7 +54,7 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
     denoisers = denoisers_of(pipe)
     name, first = denoisers[0]
     scheduler = getattr(pipe, "scheduler", None) if pipe is not first else None
-    run = Run(plan, first, columns_of(uncompiled(first), plan), type(pipe).__name__)
+    run = Run(plan, first, columns_of(uncompiled(first), plan), pipe if pipe is not first else None)
     check_gate(uncompiled(first), plan)
     check_ahead(uncompiled(first), plan, run.columns)
     check_replay(scheduler, plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 Leaves = Mapping[str, Any]
 """What a call was given: tensors and plain values by path, as in `added_cond_kwargs.text_embeds`."""
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a call."""
 
 Signature = tuple[tuple[int, ...], ...]
 """Shapes of all tensors of a call."""
@@ -35,6 +38,29 @@ def leaves_of(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, An
     for name, value in kwargs.items():
         found.update(_leaves(name, value))
     return found
+
+
+def changed_arguments(
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], how: Callable[[str, Any], Any]
+) -> Arguments:
+    """The arguments of a call with other tensors and plain values; mappings, lists and tuples keep their structure.
+
+    Args:
+        names: names of the positional parameters.
+        args, kwargs: the arguments.
+        how: makes the new value of the path and the old value, as `leaves_of` has them.
+    """
+
+    def change(path: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: change(f"{path}.{name}", part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(change(f"{path}.{place}", part) for place, part in enumerate(value))
+        return how(path, value)
+
+    named = [names[place] if place < len(names) else f"argument {place}" for place in range(len(args))]
+    changed = tuple(change(name, value) for name, value in zip(named, args, strict=True))
+    return changed, {name: change(name, value) for name, value in kwargs.items()}
 
 
 def signature_of(leaves: Leaves) -> Signature:

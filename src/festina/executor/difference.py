@@ -38,14 +38,14 @@ class Difference:
         self._after = difference_kept(plan.steps)
 
     @property
-    def any(self) -> bool:
-        """Whether the plan says anything of it."""
+    def changes_guidance(self) -> bool:
+        """Whether the plan says anything of it, in any step."""
         return any(self._after) or any(step.guidance != 1 for step in self.steps)
 
     @property
-    def matters(self) -> bool:
+    def changes_step(self) -> bool:
         """Whether the present step does, if both branches run in it."""
-        return self._factor() != 1 or self._read_after(self.clock.step)
+        return self.factor() != 1 or self._read_after(self.clock.step)
 
     def both(self, branch: str, conditional: Any, other: Any) -> Any:
         """Both branches have answered.
@@ -65,7 +65,7 @@ class Difference:
         # Two answers that are replayed, scaled, are no newer difference.
         elif not (replays and self.store.get(branch, KEPT)):
             self.store.put(branch, KEPT, step, _each(lambda mine, its: mine - its, conditional, other))
-        factor = self._factor()
+        factor = self.factor()
         # Exact at both ends: the answer without the caption at 1, the one with it at 0.
         return other if factor == 1 else _each(lambda mine, its: torch.lerp(mine, its, factor), conditional, other)
 
@@ -87,7 +87,7 @@ class Difference:
         step = self.clock.step
         (kept,) = self.store.get(branch, KEPT)
         scale = self.steps[step].replay if replayed else None
-        factor = self._factor() * (1.0 if scale is None else scale)
+        factor = self.factor() * (1.0 if scale is None else scale)
         if not self._read_after(step):
             self.store.trim(branch, KEPT, 0)
         return _each(lambda mine, its: torch.sub(mine, its, alpha=factor), conditional, kept.value)
@@ -98,8 +98,8 @@ class Difference:
             for branch in branches:
                 self.store.trim(branch, KEPT, 0)
 
-    def _factor(self) -> float:
-        """The present step's; in a first step of unknown place guidance is left alone."""
+    def factor(self) -> float:
+        """The present step's on the difference; in a first step of unknown place guidance is left alone."""
         return self.steps[self.clock.step].guidance if self.clock.step < len(self.steps) else 1.0
 
     def _read_after(self, step: int) -> bool:

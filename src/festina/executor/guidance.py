@@ -12,20 +12,17 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from festina.errors import FestinaError
-from festina.executor.calls import Leaves, same_values
+from festina.executor.calls import Arguments, Leaves, changed_arguments, same_values
 from festina.executor.clock import StepClock
 from festina.executor.difference import KEPT, Difference, check_rows, copied, half_of, joined
-from festina.executor.layout import check_layout, guides_in_one_call
+from festina.executor.layout import Layout
 from festina.executor.store import Store
 from festina.plan import ALL, CONDITIONAL, MERGED, Plan
 from festina.records import DIFFERENCE, one_kind
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,8 @@ class _First:
     Attributes:
         branch: its name.
         sample: what it denoised.
-        answer: what the denoiser said; for a step in which one answer stands for both, what the next call is given.
+        answer: what the denoiser said; for a step in which one answer stands for both, what the next calls are given.
+            A copy in either case: a pipeline may change what it was given.
         alone: whether no other call of the step runs.
     """
 
@@ -51,21 +49,20 @@ class GuidanceRun:
     Args:
         plan: the plan, in canonical form.
         clock, store: those of the run.
-        conditional_first: whether the rows with a caption come first in a batched call.
-        sample: name of the argument that is denoised.
+        layout: how the pipeline guides.
     """
 
-    def __init__(self, plan: Plan, clock: StepClock, store: Store, conditional_first: bool, sample: str) -> None:
-        self.steps, self.clock, self.store = plan.steps, clock, store
-        self.conditional_first, self.sample = conditional_first, sample
+    def __init__(self, plan: Plan, clock: StepClock, store: Store, layout: Layout) -> None:
+        self.steps, self.clock, self.store, self.layout = plan.steps, clock, store, layout
+        self.conditional_first = layout.conditional_first
         self.difference = Difference(plan, clock, store)
         self.restart()
 
     def restart(self) -> None:
         """Another run begins, or this one is over."""
         self._branches = ALL
-        self._batched: bool | None = None
-        self._alike = False
+        self.layout.restart()
+        self._changed = self._alike = False
         self._step, self._calls = -1, 0
         self._first: _First | None = None
 
@@ -92,21 +89,35 @@ class GuidanceRun:
         # A first step of unknown place runs for all.
         branches = self.steps[step].branches if step < len(self.steps) else ALL
         self._count()
-        if branches == ALL and not self.difference.matters:
+        if branches == ALL and not self.difference.changes_step:
             self._run_all()
             return call(args, kwargs)
-        sample = leaves.get(self.sample)
-        if self._batched is None:
-            self._batched = guides_in_one_call(sample)
-            check_layout(self.sample, leaves)
-        if self._batched and isinstance(sample, Tensor):
+        sample = leaves.get(self.layout.sample)
+        if self.layout.batched(leaves, self.clock.context) and isinstance(sample, Tensor):
+            self._changed = self._changed or branches != ALL or self.difference.factor() != 1
             return self._halves(branches, call, args, kwargs, len(sample))
         return self._calls_apart(branches, call, args, kwargs, sample, names)
+
+    def stepped_on(self, sample: Any) -> None:
+        """The sampler is given these latents in the first step: now it is known how many there are.
+
+        Raises:
+            FestinaError: in this step pictures of equal noise were taken for both branches, and changed.
+        """
+        if not self.layout.taken_back(sample):
+            return
+        if self._changed:
+            raise FestinaError(
+                f"the plan changes guidance in the first step, and this pipeline gave its denoiser the same latents "
+                f"twice there. But its sampler steps on all {len(sample)} rows: they are pictures of equal noise. Give "
+                f"each picture noise of its own, or use a plan that leaves guidance alone in the first step."
+            )
+        self.store.trim(self.clock.branch, KEPT, 0)
 
     def _halves(self, branches: str, call: Callable[..., Any], args: Any, kwargs: Any, rows: int) -> Any:
         """Answer a batched call, of the rows of both branches."""
         branch, half = self.clock.branch, half_kept(branches, self.conditional_first)
-        if self.difference.any and self._calls > 1:
+        if self.difference.changes_guidance and self._calls > 1:
             raise FestinaError(
                 "the plan changes guidance, but this pipeline calls its denoiser again in a step beside the call with "
                 "both branches. Use a plan that leaves guidance alone on it."
@@ -121,9 +132,9 @@ class GuidanceRun:
             self.store.change(branch, kept_rows(branches, half), but=KEPT)
         passes = self.clock.passes
         answer = call(*halved(args, kwargs, rows, half))
-        if branches != DIFFERENCE:
-            return doubled(answer, rows // 2)
         check_rows(answer, rows // 2)
+        if branches != DIFFERENCE:
+            return joined(answer, answer)
         other = self.difference.again(branch, answer, self.clock.passes == passes)
         return joined(answer, other) if self.conditional_first else joined(other, answer)
 
@@ -135,7 +146,7 @@ class GuidanceRun:
         if first is None:
             return self._first_call(branches, call, args, kwargs, sample, names)
         if first.alone:
-            return first.answer
+            return copied(first.answer)
         # Values are looked at once in a run.
         self._alike = self._alike or same_values(sample, first.sample)
         if self._calls > 2 or not self._alike:
@@ -149,7 +160,7 @@ class GuidanceRun:
         self, branches: str, call: Callable[..., Any], args: Any, kwargs: Any, sample: Any, names: Set[str]
     ) -> Any:
         branch = self.clock.branch
-        told_apart = self.difference.any or branches == CONDITIONAL
+        told_apart = self.difference.changes_guidance or branches == CONDITIONAL
         if told_apart and (self.clock.context or "").removeprefix("pred_") == "uncond":
             raise FestinaError(
                 "the plan changes guidance, but this pipeline calls its denoiser without the caption first, before "
@@ -167,9 +178,9 @@ class GuidanceRun:
                 else:
                     self.store.drop_branch(other)
         passes = self.clock.passes
-        answer = stands_for = call(args, kwargs)
-        if branches == DIFFERENCE:
-            stands_for = self.difference.again(branch, answer, self.clock.passes == passes)
+        answer = call(args, kwargs)
+        again = branches == DIFFERENCE
+        stands_for = self.difference.again(branch, answer, self.clock.passes == passes) if again else copied(answer)
         self._first = _First(branch, sample, stands_for, alone=True)
         return answer
 
@@ -208,29 +219,15 @@ def halved(args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: int, half: in
     Args:
         args, kwargs: the arguments.
         rows: rows of the whole call; tensors of so many are cut, also within lists and mappings; all else is for every
-            row.
+            row. One that is for every row, and of this length by chance (positions of as many tokens), is cut too: it
+            cannot be told from the others.
         half: 0 or 1.
     """
 
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.chunk(2)[half] if value.ndim and len(value) == rows else value
-        if isinstance(value, Mapping):
-            return {name: cut(part) for name, part in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(cut(part) for part in value)
-        return value
+    def cut(path: str, value: Any) -> Any:
+        return value.chunk(2)[half] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
 
-    return tuple(cut(value) for value in args), {name: cut(value) for name, value in kwargs.items()}
-
-
-def doubled(output: Any, rows: int) -> Any:
-    """What a denoiser returned for half of the rows, as the answer for all of them."""
-
-    def twice(value: Any) -> Any:
-        return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
-
-    return tree_map(twice, output)
+    return changed_arguments((), args, kwargs, cut)
 
 
 def kept_rows(branches: str, half: int) -> Callable[[Any], Any]:

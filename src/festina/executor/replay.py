@@ -77,7 +77,7 @@ class Replay:
         self.clock, self.store = clock, store
 
     @property
-    def any(self) -> bool:
+    def has_replays(self) -> bool:
         """Whether there is a step that replays."""
         return any(factor is not None for factor in self.factors)
 
@@ -94,7 +94,7 @@ class Replay:
         Raises:
             FestinaError: an answer that is to be replayed later holds no tensor.
         """
-        if not self.any:
+        if not self.has_replays:
             return call(args, kwargs)
         step, branch = self.clock.step, self.clock.branch
         factor = self.factors[step] if step < len(self.factors) else None

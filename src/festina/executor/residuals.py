@@ -106,8 +106,11 @@ class ResidualRun:
         if self.gate is not None and self.column.actions[step] == COMPUTE:
             self.gate.note_computed()
         held = self.column.held[step]
-        if not held and self.rows is None:
-            return after
+        if not held:
+            # What a gate might have served is read no more.
+            self.store.trim(self.clock.branch, self.key, 0)
+            if self.rows is None:
+                return after
         parts = (after,) if form.container is None else after
         change = [
             part - self._stream(entered, name, part) if name else part

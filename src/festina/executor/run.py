@@ -18,7 +18,7 @@ from festina.executor.compiled import uncompiled
 from festina.executor.gating import GateRun
 from festina.executor.guidance import GuidanceRun
 from festina.executor.injection import Injection
-from festina.executor.layout import CONDITIONAL_FIRST
+from festina.executor.layout import Layout
 from festina.executor.replay import Replay
 from festina.executor.report import CallRecord, RunReport, price, told
 from festina.executor.serving import Column
@@ -45,7 +45,7 @@ class Run:
             calibrations.
     """
 
-    def __init__(self, plan: Plan, denoiser: nn.Module, columns: tuple[Column, ...], pipeline: str = "") -> None:
+    def __init__(self, plan: Plan, denoiser: nn.Module, columns: tuple[Column, ...], pipeline: Any = None) -> None:
         self.plan = plan
         self.columns = columns
         self.clock = StepClock(len(plan.steps))
@@ -60,8 +60,7 @@ class Run:
         self.revise: Callable[[Any], Any] | None = None
         self._denoiser = denoiser
         self._names = parameter_names(denoiser)
-        first = pipeline in CONDITIONAL_FIRST
-        self._guidance = GuidanceRun(plan, self.clock, self.store, first, self._names[0])
+        self._guidance = GuidanceRun(plan, self.clock, self.store, Layout(pipeline, self._names[0]))
         self._ahead = Ahead(plan, columns, self._names, self.clock, self.store)
         self._replay = Replay(plan, self.clock, self.store)
         self._branches = Branches()
@@ -110,6 +109,16 @@ class Run:
         # A site that is left out in this step computes all the same: the first step of a run computes everything.
         skips = step > 0 and any(column.actions[step] == SKIP for column in self.columns)
         self.clock.first, self.clock.step = step, self.clock.steps if skips else step
+
+    def stepped_on(self, sample: Any) -> None:
+        """Say which latents the sampler is given in the first step of a run; before that step ends.
+
+        Raises:
+            FestinaError: guidance was changed in a step in which there was none (see
+                `festina.executor.guidance.GuidanceRun.stepped_on`).
+        """
+        self.injection.begin(sample)
+        self._guidance.stepped_on(sample)
 
     def next_step(self, step: int = 0, result: Any = None) -> Any:
         """End the current step; after the last one the run is over and the store empty.

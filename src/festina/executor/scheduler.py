@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from festina.errors import FestinaError
-from festina.executor.calls import entry_given, entry_of
-from festina.executor.guidance import Arguments
+from festina.executor.calls import Arguments, entry_given, entry_of
 from festina.executor.patch import Wrapper
 from festina.executor.run import Run
 
@@ -60,10 +59,12 @@ class Link:
         if self.run is not None and entry is not None:
             self.run.begin_at(int(entry))
 
-    def revised(self, scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    def revised(self, scheduler: Any, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments of a scheduler's step as the run wants them: with another output of the denoiser, if any."""
         run = self.run
         if run is None or run.revise is None or not run.clock.running or self._counting not in (None, scheduler):
+            return args, kwargs
+        if self._again(_entry_ahead(scheduler, timestep)):
             return args, kwargs
         if "model_output" in kwargs:
             return args, {**kwargs, "model_output": run.revise(kwargs["model_output"])}
@@ -76,14 +77,17 @@ class Link:
         if self._counting is None:
             self._counting = scheduler
         entry = _entry_made(scheduler, timestep)
-        # Some pipelines step twice from one timestep: to a prediction, and with it.
-        if self._counting is not scheduler or (entry is not None and entry == self._entry):
+        if self._counting is not scheduler or self._again(entry):
             return result
         if not self.run.clock.ended:
-            self.run.injection.begin(sample)
+            self.run.stepped_on(sample)
         self._entry = entry
         begun = self.run.clock.first is not None
         return self.run.next_step(0 if begun else _first_entry(scheduler, timestep, entry), result)
+
+    def _again(self, entry: int | None) -> bool:
+        """Whether a step from this timestep has ended: some pipelines step to a prediction, and then with it."""
+        return entry is not None and entry == self._entry
 
     def cut(self) -> None:
         """The plan is removed: forget the run and take what listens off the copies."""
@@ -164,9 +168,9 @@ def ending_step(link: Link, scheduler: Any) -> Listening:
 
     def step(method: Listening, *args: Any, **kwargs: Any) -> Any:
         try:
-            args, kwargs = method.link.revised(method.owner, args, kwargs)
-            result = method.__wrapped__(*args, **kwargs)
             timestep, sample = given("timestep", 1, args, kwargs), given("sample", 2, args, kwargs)
+            args, kwargs = method.link.revised(method.owner, timestep, args, kwargs)
+            result = method.__wrapped__(*args, **kwargs)
             return method.link.end_step(method.owner, timestep, sample, result)
         except BaseException:
             if method.link.run is not None:
@@ -183,6 +187,14 @@ def _asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return f"num_inference_steps={number}"
     given = [f"{len(kwargs[name])} {name}" for name in ("sigmas", "timesteps") if kwargs.get(name) is not None]
     return " and ".join(given) or "this call"
+
+
+def _entry_ahead(scheduler: Any, timestep: Any) -> int | None:
+    """Which of its timesteps a scheduler is about to go through, None if that is not known without reading values."""
+    index = getattr(scheduler, "step_index", None)
+    if isinstance(index, int) and index > 0:
+        return index
+    return entry_given(scheduler.timesteps, [timestep])
 
 
 def _entry_made(scheduler: Any, timestep: Any) -> int | None:

@@ -35,7 +35,8 @@ def ltc_accel(
         coherence: factors, measured along a run that replays `replayed_steps(interval, period)`.
 
     Raises:
-        FestinaError: the sampler cannot replay, a knob is out of its range, or the factors are of other steps.
+        FestinaError: the sampler cannot replay, a knob is out of its range, no step is left to be replayed, or the
+            factors are of other steps.
     """
     want_whole("the number of steps", steps, 3, MAX_STEPS)
     if reason := why_not_replayed(getattr(pipe, "scheduler", None)):
@@ -44,6 +45,11 @@ def ltc_accel(
     replayed = replayed_steps(interval, period)
     if interval[1] >= steps:
         raise FestinaError(f"an interval up to step {interval[1]}, in a run of {steps}; wanted {steps - 1} at most.")
+    if not replayed:
+        raise FestinaError(
+            f"no step from {interval[0]} to {interval[1]} is replayed with a period of {period}: wanted one, beyond "
+            f"the first two, with step % {period} == {period - 1}. Give a longer interval, or more than {steps} steps."
+        )
     settings: dict[str, Any] = {"interval": list(interval), "period": period}
     factors = dict.fromkeys(replayed, 1.0)
     if coherence is not None:
