@@ -10,13 +10,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from festina.cli.pictures import load_plan
 from festina.errors import FestinaError
 from festina.plan import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan
 from festina.strict import write_whole
 
 app = typer.Typer(help="Look at, check and convert plan files.", no_args_is_help=True)
 
-PlanFile = Annotated[Path, typer.Argument(help="A plan file, as `festina search` and `festina front --save` write it.")]
+PlanFile = Annotated[
+    Path,
+    typer.Argument(help="A plan file, as `festina search` and `festina front --save` write it, or a plan that ships."),
+]
 
 _STYLES = {COMPUTE: "on dark_orange3", REUSE: "on grey23", SKIP: "on grey3"}
 _MARKS = {COMPUTE: "#", REUSE: ".", SKIP: " ", GATED: "?", PARTIAL: "+"}
@@ -33,7 +37,7 @@ class Target(StrEnum):
 @app.command("show")
 def show(file: PlanFile) -> None:
     """Show a plan: what made it, what was measured, and its schedule as a map of steps and sites."""
-    plan = Plan.load(file)
+    plan = load_plan(str(file))
     console = Console()
     title = f"{plan.method} for {plan.denoiser}: {len(plan.steps)} steps, {len(plan.sites)} sites"
     console.print(title, style="bold", highlight=False, markup=False)
@@ -74,7 +78,7 @@ def check(
     steps: Annotated[int | None, typer.Option(help="Also check that the plan has so many steps.", min=1)] = None,
 ) -> None:
     """Check that a file is a valid plan, and that it fits a model."""
-    plan = Plan.load(file)
+    plan = load_plan(str(file))
     if steps is not None and steps != len(plan.steps):
         raise FestinaError(
             f"{file} has {len(plan.steps)} steps, wanted {steps}; `festina plan convert --steps {steps}` resamples it."
