@@ -325,3 +325,12 @@ def test_a_full_disk_is_one_line_and_leaves_the_archive_whole(monkeypatch, festi
     assert (out / "page.json").read_bytes() == page
     with Archive(out / "archive.sqlite", read_only=True) as archive:
         assert len(archive) > 3
+
+
+def test_plans_that_ship_are_shown_by_name(festina):
+    status, out, _ = festina("plan", "show", "scenes/fast")
+    assert status == 0
+    assert out.startswith("search for PixArtTransformer2DModel: 20 steps")
+    status, _, err = festina("plan", "check", "scenes/quick")
+    assert status == 1
+    assert "no shipped plan 'scenes/quick'" in err
