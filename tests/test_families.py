@@ -93,6 +93,18 @@ def test_the_clean_latents_follow_from_the_noisy_ones_and_the_target(families, n
     assert torch.allclose(found, clean, atol=1e-3)
 
 
+def test_every_other_video_of_training_is_nearly_noise_and_most_lean_to_one_side(families):
+    family = families["scenes-video"]
+    _, _, times = family.corrupt(clean_of("scenes-video", 400), torch.Generator().manual_seed(2))
+    assert times[1::2].min() >= 860
+    assert times[1::2].max() <= 999
+    assert times[::2].min() < 20
+    assert times[::2].max() > 980
+    assert abs(times[::2].float().mean() - 500) < 60
+    to_one_side = sum(moving.direction in ("left", "up") for moving in family.sample(1000, 4))
+    assert 700 < to_one_side < 800
+
+
 def test_flow_matching_goes_straight_from_the_latents_to_the_noise(families, monkeypatch):
     clean = clean_of("scenes-flux")
     for share in (0.0, 1.0):

@@ -84,6 +84,15 @@ def test_what_is_sampled_is_repeatable_and_keeps_the_held_out_pairs_apart():
     assert sample_moving_scenes(1000, 0) == training
 
 
+@pytest.mark.parametrize("lean", [0.0, 0.75, 1.0])
+def test_so_many_lean_to_the_left_or_up(lean):
+    scenes = sample_moving_scenes(1000, 3, lean=lean)
+    assert sum(moving.direction in ("left", "up") for moving in scenes) / 1000 == pytest.approx(lean, abs=0.04)
+    assert all(moving.direction in directions_of(moving.scene) for moving in scenes)
+    # What is drawn does not depend on it.
+    assert [moving.scene for moving in scenes] == [moving.scene for moving in sample_moving_scenes(1000, 3)]
+
+
 @pytest.mark.parametrize("moving", ALL, ids=lambda moving: f"{moving.scene.relation}, {moving.direction}")
 def test_the_first_object_moves_as_told_and_the_relation_holds_in_every_frame(moving):
     for video in render_moving([moving] * 8, seed=4):

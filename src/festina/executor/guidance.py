@@ -122,7 +122,7 @@ class GuidanceRun:
                 "the plan changes guidance, but this pipeline calls its denoiser again in a step beside the call with "
                 "both branches. Use a plan that leaves guidance alone on it."
             )
-        if branches == ALL or (branches == DIFFERENCE and not self.difference.known(branch)):
+        if self._both_run(branches):
             self._run_all()
             answer = call(args, kwargs)
             conditional = half_of(answer, rows, half)
@@ -166,7 +166,7 @@ class GuidanceRun:
                 "the plan changes guidance, but this pipeline calls its denoiser without the caption first, before "
                 "what it says with it is known. Use a plan that leaves guidance alone on it."
             )
-        if branches == ALL or (branches == DIFFERENCE and not self.difference.known(branch)):
+        if self._both_run(branches):
             self._run_all()
             answer = call(args, kwargs)
             self._first = _First(branch, sample, copied(answer), alone=False)
@@ -183,6 +183,10 @@ class GuidanceRun:
         stands_for = self.difference.again(branch, answer, self.clock.passes == passes) if again else copied(answer)
         self._first = _First(branch, sample, stands_for, alone=True)
         return answer
+
+    def _both_run(self, branches: str) -> bool:
+        """Whether both branches of the present call run: as its step says, or as there is no difference to use yet."""
+        return branches == ALL or (branches == DIFFERENCE and not self.difference.known(self.clock.branch))
 
     def _count(self) -> None:
         """Another call, perhaps of another step."""
