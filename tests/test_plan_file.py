@@ -66,7 +66,7 @@ def flaws():
             yield (*path, key), ..., "no 'festina_plan' key" if key == "festina_plan" else f"lacks ['{key}']"
         yield (*path, "extra"), 1, "unknown keys ['extra']"
     wrong = {
-        "festina_plan": [0, 4, 1.0, True, "1", None, 10**400],
+        "festina_plan": [0, 5, 1.0, True, "1", None, 10**400],
         "denoiser": [1, "", None, "x" * 513, "\ud800"],
         "sampler": [1, None, "x" * 513],
         "method": [1, "", []],

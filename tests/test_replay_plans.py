@@ -121,8 +121,8 @@ def test_files_of_three_schemas():
     assert Plan.from_json(json.dumps(first | {"festina_plan": 1})) == PLAN
     with pytest.raises(FestinaError, match=r"step 2 has unknown keys \['replay'\]"):
         Plan.from_json(json.dumps(record | {"festina_plan": 2}))
-    with pytest.raises(FestinaError, match="this Festina reads schemas 1 to 3"):
-        Plan.from_json(json.dumps(record | {"festina_plan": 4}))
+    with pytest.raises(FestinaError, match="this Festina reads schemas 1 to 4"):
+        Plan.from_json(json.dumps(record | {"festina_plan": 5}))
     for wrong in (None, "1", True, [1]):
         record["steps"][2]["replay"] = wrong
         with pytest.raises(FestinaError, match="'replay' of step 2 is a number"):

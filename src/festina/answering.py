@@ -38,6 +38,6 @@ def _alike(step: Step, follow: Sequence[Step], regions: Sequence[int]) -> int:
     """How many of the steps that follow one call can answer."""
     for length, other in enumerate(follow):
         same = (other.actions, other.branches) == (follow[0].actions, step.branches)
-        if not same or other.replays or any(other.actions[index] == COMPUTE for index in regions):
+        if not same or not other.visits or any(other.actions[index] == COMPUTE for index in regions):
             return length
     return len(follow)

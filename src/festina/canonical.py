@@ -40,7 +40,13 @@ def canonical(plan: Plan) -> Plan:
     order = max([int(action) for action in used & set(FORECASTS)] + [gate.order if gate else 0])
     plain_basis = order == 0 or (order == 1 and plan.basis == TAYLOR)
     basis = NEWTON if plain_basis else plan.basis
-    return replace(plan, steps=steps, gate=gate, tokens=tokens, basis=basis)
+    solver = plan.solver
+    if solver is not None:
+        # Most plans leave the solver to the pipeline's scheduler, and want nothing of torch.
+        from festina.samplers.composing import composed
+
+        solver = composed(solver, steps)
+    return replace(plan, steps=steps, gate=gate, tokens=tokens, basis=basis, solver=solver)
 
 
 def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -60,10 +66,17 @@ def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, 
         if step.replays and index:
             # Whatever it says of sites or branches, the denoiser is not called; it is as the step before left it.
             actions = REUSE * len(sites)
-            rows.append(replace(step, actions=actions, branches=branches, ahead=0, shares=(), guidance=guidance))
+            made = replace(step, actions=actions, branches=branches, ahead=0, shares=(), guidance=guidance)
+            rows.append(replace(made, model=""))
             continue
         before = one_kind(rows[-1].branches if rows else branches)
-        anew = index == 0 or (one_kind(branches) != before and before != ALL)
+        if step.model:
+            # The pipeline's own denoiser is not called, and goes on with nothing that was stored before.
+            actions, computed = REUSE * len(sites), [0] * len(sites)
+            made = replace(step, actions=actions, branches=branches, ahead=0, shares=(), replay=None)
+            rows.append(replace(made, guidance=guidance))
+            continue
+        anew = index == 0 or bool(_last_called(rows).model) or (one_kind(branches) != before and before != ALL)
         # Then what was stored before is forgotten, and no forecast can read it.
         computed = [0] * len(sites) if anew else computed
         row = [COMPUTE] * len(sites) if anew else list(step.actions)
@@ -78,6 +91,11 @@ def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, 
         made = replace(step, actions="".join(row), shares=shares, replay=None, branches=branches, guidance=guidance)
         rows.append(replace(made, ahead=ahead))
     return tuple(cut_ahead(sites, rows))
+
+
+def _last_called(steps: Sequence[Step]) -> Step:
+    """The last of some steps in which a denoiser is called, which their first is."""
+    return next(step for step in reversed(steps) if not step.replays)
 
 
 def _canonical_branches(steps: Sequence[Step]) -> list[str]:
@@ -126,6 +144,9 @@ def key_of(plan: Plan) -> str:
         what += [f"{step.ahead} ahead" for step in plan.steps]
     if any(step.replays for step in plan.steps):
         what += ["called" if step.replay is None else f"replayed {float(step.replay) + 0.0!r}" for step in plan.steps]
+    if plan.models:
+        what += [f"by {step.model}" if step.model else "by its own" for step in plan.steps]
+    what += [] if plan.solver is None else [json.dumps(plan.solver.to_json(), sort_keys=True)]
     if plan.tokens is not None:
         what += [repr([float(share) for share in step.shares]) for step in plan.steps]
         what += [json.dumps(plan.tokens.to_record(), sort_keys=True)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ def _within(site: Site, traced: CallTrace) -> Macs:
     return sum((traced.within.get(path, Macs(0, 0)) for path in site.paths), Macs(0, 0))
 
 
-def plan_macs(plan: Plan, table: MacTable) -> Macs:
+def plan_macs(plan: Plan, table: MacTable, models: Mapping[str, Macs] = MappingProxyType({})) -> Macs:
     """MACs of a run by the plan, at one denoiser call per step; several calls of a step cost the same each.
 
     Sites the plan does not name compute in every step. Serving a value costs nothing, and a step that replays the last
@@ -77,17 +78,27 @@ def plan_macs(plan: Plan, table: MacTable) -> Macs:
     `festina.RunReport`. A step that runs for one branch of guidance costs half: the price is that of a guided run. Maps
     of attention by which tokens are chosen are counted.
 
+    Args:
+        plan: the plan.
+        table: prices of the denoiser.
+        models: a call of each denoiser that is called in its place, by name.
+
     Raises:
-        FestinaError: the plan names a site that is not in the table, or one that has no price by token where it wants
-            one.
+        FestinaError: the plan names a site that is not in the table, one that has no price by token where it wants
+            one, or a model without a price.
     """
     if missing := [name for name in plan.sites if name not in table.sites]:
         raise FestinaError(f"{len(missing)} sites without a price, as {missing[0]!r}; wanted a plan for this model.")
     plan = plan.canonical()
+    if unknown := plan.models - set(models):
+        raise FestinaError(f"the plan calls the models {sorted(unknown)}; wanted the price of a call of each.")
     served = _visited(plan) & ~np.isin(plan.table(), [COMPUTE, GATED, PARTIAL])
     # In halves of a step, as that is what a step for one branch is.
-    halves = np.array([0 if step.replays else 2 if step.branches == ALL else 1 for step in plan.steps])
-    linear, attention = int(halves.sum()) * table.full.linear, int(halves.sum()) * table.full.attention
+    each = [0 if step.replays else 2 if step.branches == ALL else 1 for step in plan.steps]
+    others = [models[step.model] * half for step, half in zip(plan.steps, each, strict=True) if step.model]
+    halves = np.array([half if step.visits else 0 for step, half in zip(plan.steps, each, strict=True)])
+    full = sum(others, table.full * int(halves.sum()))
+    linear, attention = full.linear, full.attention
     for name, times in zip(plan.sites, (halves @ served).tolist(), strict=True):
         linear -= times * table.sites[name].linear
         attention -= times * table.sites[name].attention
@@ -172,6 +183,12 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
         replayed_next = place + 1 < len(steps) and steps[place + 1].replays
         last = answer if all_run else branches * answer // 2
         newest = branches * answer // 2 if all_run and not step.replays else difference
+        if step.model:
+            # Nothing that was stored is read again.
+            before, total = np.zeros_like(before), last * (branches if all_run else 1) * replayed_next
+            difference = newest if wanted[place] else 0
+            most, kind = max(most, total + difference), one_kind(step.branches)
+            continue
         if answered or step.replays:
             # Answers that are given out, and freed unless the next step replays them.
             total -= 0 if replayed_next else last * (branches if all_run else 1)
@@ -255,13 +272,13 @@ def _numbers(returned: Sequence[Returned], wanted: Iterable[int]) -> int:
 
 def _visited(plan: Plan, certainly: bool = False) -> NDArray[np.bool_]:
     """Which sites a canonical plan comes to in each step: all but those within a served one, and none in a step that
-    replays the last answer; bool (steps, sites).
+    replays the last answer or calls another model; bool (steps, sites).
 
     What lies within a gated one counts unless `certainly`.
     """
     table = plan.table()
     mask = (table == COMPUTE) if certainly else (table == COMPUTE) | (table == GATED)
     visited = [mask[:, parents].all(axis=1) for parents in enclosing_sites(plan.sites)]
-    called = np.array([not step.replays for step in plan.steps])
+    called = np.array([step.visits for step in plan.steps])
     reached: NDArray[np.bool_] = np.stack(visited, axis=1) & called[:, None]
     return reached

@@ -143,7 +143,15 @@ def _grouped(sites: Sequence[Site]) -> dict[str, tuple[str, ...]]:
 
 
 def _called(plan: Plan) -> int:
-    """In how many steps the denoiser is called, not its last answer replayed."""
+    """In how many steps the denoiser is called, not its last answer replayed.
+
+    Raises:
+        FestinaError: another denoiser is called in some.
+    """
+    if plan.models:
+        raise FestinaError(
+            f"the plan calls the models {sorted(plan.models)}, and a latency model knows one denoiser only. Time it."
+        )
     return sum(not step.replays for step in plan.canonical().steps)
 
 

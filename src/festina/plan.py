@@ -21,7 +21,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ from festina.records import (
     CONDITIONAL,
     FORECASTS,
     GATED,
+    MAX_NAME,
     MAX_STEPS,
     MERGED,
     PARTIAL,
@@ -53,6 +54,9 @@ from festina.records import (
 )
 from festina.strict import is_unicode, plain, read_whole, write_whole
 from festina.tokens import Tokens
+
+if TYPE_CHECKING:
+    from festina.samplers.table import SolverTable
 
 __all__ = [
     "ACTIONS",
@@ -82,7 +86,7 @@ __all__ = [
 MAX_BYTES = 16 * 2**20
 """Largest plan file that is read; a plan of 1000 steps and 1000 sites has about 1 MB."""
 
-MAX_SITES, MAX_NAME = 20_000, 512
+MAX_SITES = 20_000
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,13 @@ class Plan:
         basis: how forecasts extrapolate, one of `festina.forecasts.BASES`.
         gate: what decides where an action is `G`; None where there is no such action.
         tokens: what chooses the tokens where an action is `T`; None where there is no such action.
+        solver: at which noise levels the network is called and what sample is made of its outputs: a table with one
+            network call for each step of the plan (`festina.samplers`); None to leave that to the pipeline's scheduler.
 
     Raises:
         FestinaError: on construction, if the records do not fit the sites, the noise levels do not fall, an action is
-            `G` without a gate or `T` without a choice of tokens, or something could not be written to a plan file and
+            `G` without a gate or `T` without a choice of tokens, the solver's table makes another number of network
+            calls than there are steps, or something could not be written to a plan file and
             read back (a name that is empty, too long or not Unicode, a setting that is not JSON). What can be
             constructed can be saved and loaded.
     """
@@ -118,6 +125,7 @@ class Plan:
     basis: str = NEWTON
     gate: Gate | None = None
     tokens: Tokens | None = None
+    solver: SolverTable | None = None
 
     def __post_init__(self) -> None:
         want(0 < len(self.sites) <= MAX_SITES, f"{len(self.sites)} sites; a plan has 1 to {MAX_SITES}")
@@ -136,6 +144,8 @@ class Plan:
         want(self.gate is not None or not gated, "some actions are 'G', but there is no gate to decide")
         chosen = any(PARTIAL in step.actions for step in self.steps)
         want(self.tokens is not None or not chosen, "some actions are 'T', but nothing says which tokens")
+        calls = len(self.steps) if self.solver is None else self.solver.calls
+        want(calls == len(self.steps), f"the solver's table makes {calls} network calls in {len(self.steps)} steps")
         texts = [self.denoiser, self.method, self.sampler, *self.sites, json.dumps(self.settings, ensure_ascii=False)]
         texts += [text for figure in self.measured for text in (figure.name, figure.unit, figure.conditions)]
         want(is_unicode(texts), "a text in it has letters that are not Unicode (lone surrogates)")
@@ -173,13 +183,18 @@ class Plan:
         """The plan that changes nothing: every site computes in each of `steps` steps."""
         return Plan.from_mask(denoiser, sites, np.ones((steps, len(sites)), dtype=bool), method="uncached")
 
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the denoisers that are called in the place of the pipeline's own."""
+        return frozenset(step.model for step in self.steps if step.model)
+
     def table(self) -> NDArray[np.str_]:
         """The schedule: actions as a (steps, sites) array of single characters."""
         return np.array([list(step.actions) for step in self.steps])
 
     def mask(self) -> NDArray[np.bool_]:
         """Which site computes in which step, bool (steps, sites)."""
-        called = np.array([not step.replays for step in self.steps])
+        called = np.array([step.visits for step in self.steps])
         computes: NDArray[np.bool_] = (self.table() == COMPUTE) & called[:, None]
         return computes
 
@@ -207,7 +222,9 @@ class Plan:
         all forecasts are the same in every basis, it is the usual one. `T` with a share of 0 is `R`, and where there
         is no `T`, no tokens are chosen. `ahead` is cut to what one call can answer (`festina.answering`). A step that
         replays has nothing to say of sites, and runs for the branches of the step before it; the first replays nothing.
-        Without a difference of guidance to use again all branches run. Two plans with this form in common are one run.
+        Without a difference of guidance to use again all branches run. Nor has a step that calls another model anything
+        to say of sites, and the pipeline's own computes everything after it. The solver takes no more of the outputs
+        before a step than fit it (`festina.samplers.composing`). Two plans with this form in common are one run.
         """
         return canonical(self)
 
@@ -238,9 +255,11 @@ class Plan:
         New steps are spread over the same range of noise, spaced like the old ones. Ties go to the noisier record.
         Nothing is answered ahead (`Step.ahead`): how far that can go depends on the steps that follow, now others.
         What replays does so over the same range of noise, by the same factor: in several steps where there are more.
+        A solver's table gets levels between its own (`festina.samplers.composing.resampled`).
 
         Raises:
-            FestinaError: `steps` is less than 1 or more than a plan can have.
+            FestinaError: `steps` is less than 1 or more than a plan can have, or the solver's table holds for its own
+                number of steps only.
         """
         if not 1 <= steps <= MAX_STEPS:
             raise FestinaError(f"cannot resample a plan to {steps} steps; wanted 1 to {MAX_STEPS}.")
@@ -251,7 +270,12 @@ class Plan:
             replace(self.steps[nearest(old, level)], noise=level, ahead=0) for level in respaced(old, steps)
         )
         settings = {**self.settings, "resampled_from_steps": len(self.steps)}
-        return replace(self, steps=records, settings=settings, measured=())
+        solver = self.solver
+        if solver is not None:
+            from festina.samplers.composing import resampled
+
+            solver = resampled(solver, steps)
+        return replace(self, steps=records, settings=settings, measured=(), solver=solver)
 
     def to_json(self) -> str:
         """The plan file's text; equal plans give equal text."""

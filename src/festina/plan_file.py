@@ -2,15 +2,15 @@
 
 Schema 2 added `basis`, `gate` and, in plans that want them, `tokens` and, in their steps, `branches`, `injected`,
 `ahead` and `shares`; files of schema 1 are read as plans that have none of them. Schema 3 added `replay`, `guidance`
-and the branches `difference` to steps; a plan that has none of these is written as before, so that its file stays what
-it was and older versions can read it.
+and the branches `difference` to steps, schema 4 added `solver`, and `model` to steps. A plan that has none of these is
+written as before, so that its file stays what it was and older versions can read it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from festina.forecasts import NEWTON
 from festina.gates import Gate
@@ -19,17 +19,20 @@ from festina.records import DIFFERENCE
 from festina.strict import is_number, read_json
 from festina.tokens import Tokens
 
-SCHEMA = 3
+if TYPE_CHECKING:
+    from festina.samplers.table import SolverTable
+
+SCHEMA = 4
 """Latest version of the plan file. All up to it are read; written is the first that has words for all of a plan."""
 
-_BEFORE = 2
-"""The last version without the words that schema 3 added to steps."""
+_USUAL, _THIRD = 2, 3
+"""The version that most plans are written in, and the one that added `replay`, `guidance` and `difference`."""
 
 
 def text_of(plan: Plan) -> str:
     """The plan file's text; equal plans give equal text."""
     record = {
-        "festina_plan": SCHEMA if any(_is_new(step) for step in plan.steps) else _BEFORE,
+        "festina_plan": _version_of(plan),
         "denoiser": plan.denoiser,
         "sampler": plan.sampler,
         "method": plan.method,
@@ -37,6 +40,7 @@ def text_of(plan: Plan) -> str:
         "basis": plan.basis,
         "gate": None if plan.gate is None else plan.gate.to_record(),
         **({} if plan.tokens is None else {"tokens": plan.tokens.to_record()}),
+        **({} if plan.solver is None else {"solver": plan.solver.to_json()}),
         "measured": [{**vars(figure), "value": float(figure.value)} for figure in plan.measured],
         "sites": list(plan.sites),
         "steps": [_step_record(step) for step in plan.steps],
@@ -44,9 +48,12 @@ def text_of(plan: Plan) -> str:
     return "\n".join(_pretty(record)) + "\n"
 
 
-def _is_new(step: Step) -> bool:
-    """Whether a step says something that only the latest schema has words for."""
-    return step.replays or step.guidance != 1 or step.branches == DIFFERENCE
+def _version_of(plan: Plan) -> int:
+    """The first schema that has words for all of a plan."""
+    if plan.solver is not None or plan.models:
+        return SCHEMA
+    third = any(step.replays or step.guidance != 1 or step.branches == DIFFERENCE for step in plan.steps)
+    return _THIRD if third else _USUAL
 
 
 def _pretty(record: Mapping[str, Any]) -> Iterator[str]:
@@ -79,6 +86,8 @@ def _step_record(step: Step) -> dict[str, Any]:
         record["replay"] = float(step.replay)
     if step.guidance != 1:
         record["guidance"] = float(step.guidance)
+    if step.model:
+        record["model"] = step.model
     return record
 
 
@@ -95,8 +104,10 @@ def read_text(text: str) -> Plan:
     found = f"plan schema {version!r:.40}"
     want(type(version) is int and 1 <= version <= SCHEMA, f"{found}; this Festina reads schemas 1 to {SCHEMA}")
     wanted = {"festina_plan", "denoiser", "sampler", "method", "settings", "measured", "sites", "steps"}
-    record = {"tokens": None} | record if version > 1 else record
-    _keys(record, wanted | ({"basis", "gate", "tokens"} if version > 1 else set()), "the plan")
+    record = {"tokens": None} | record if version >= _USUAL else record
+    record = {"solver": None} | record if version >= SCHEMA else record
+    wanted |= {"basis", "gate", "tokens"} if version >= _USUAL else set()
+    _keys(record, wanted | ({"solver"} if version >= SCHEMA else set()), "the plan")
     want(isinstance(record["settings"], dict), "'settings' is an object")
     sites, steps, measured = record["sites"], record["steps"], record["measured"]
     for name, items in (("sites", sites), ("steps", steps), ("measured", measured)):
@@ -112,20 +123,30 @@ def read_text(text: str) -> Plan:
         basis=record.get("basis", NEWTON),
         gate=None if record.get("gate") is None else Gate.from_record(record["gate"]),
         tokens=None if record.get("tokens") is None else Tokens.from_record(record["tokens"]),
+        solver=None if record.get("solver") is None else _read_solver(record["solver"]),
     )
+
+
+def _read_solver(record: Any) -> SolverTable:
+    # It wants torch, and most plans have none.
+    from festina.samplers.table import SolverTable
+
+    return SolverTable.from_json(record)
 
 
 def _read_step(number: int, record: Any, version: int) -> Step:
     want(isinstance(record, dict), f"step {number} is an object")
     whole = {"branches": ALL, "injected": 0.0, "ahead": 0, "shares": []} | record
     known = {"noise", "actions", "branches", "injected", "ahead", "shares"}
-    _keys(whole, known | ({"replay", "guidance"} & set(record) if version > _BEFORE else set()), f"step {number}")
+    known |= {"replay", "guidance"} & set(record) if version >= _THIRD else set()
+    known |= {"model"} & set(record) if version >= SCHEMA else set()
+    _keys(whole, known, f"step {number}")
     for factor in ("replay", "guidance"):
         want(is_number(whole.get(factor, 0.0)), f"{factor!r} of step {number} is a number")
     want(is_number(record["noise"]), f"'noise' of step {number} is a number")
     want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
     want(isinstance(whole["branches"], str), f"'branches' of step {number} is a text")
-    known_then = version > _BEFORE or whole["branches"] != DIFFERENCE
+    known_then = version >= _THIRD or whole["branches"] != DIFFERENCE
     want(known_then, f"step {number} has branches {DIFFERENCE!r}, which schema {version} does not know")
     want(is_number(whole["injected"]), f"'injected' of step {number} is a number")
     want(type(whole["ahead"]) is int, f"'ahead' of step {number} is a whole number")
@@ -140,6 +161,7 @@ def _read_step(number: int, record: Any, version: int) -> Step:
         shares=tuple(float(share) for share in whole["shares"]),
         replay=float(whole["replay"]) if "replay" in whole else None,
         guidance=float(whole.get("guidance", 1.0)),
+        model=whole.get("model", ""),
     )
 
 

@@ -21,7 +21,7 @@ BRANCHES = (ALL, CONDITIONAL, MERGED, DIFFERENCE)
 whose answer stands for the other; only one, with the mean of what was stored of both (T-GATE, arXiv 2404.02747); or
 only the one with the caption, the other one being its answer less what lay between both when both ran last."""
 
-MAX_STEPS = 10_000
+MAX_STEPS, MAX_NAME = 10_000, 512
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Step:
         guidance: what the difference of the branches' answers, with the caption and without, is multiplied with before
             the pipeline guides by it: 1 leaves it alone, 0 does not guide, and (g - 1) / (s - 1) makes the pipeline's
             strength s a g. Means nothing where one answer stands for both branches.
+        model: name of the denoiser that is called in the place of the pipeline's own (T-Stitch, arXiv 2402.14167), ""
+            for its own. Actions, which are of the sites of the pipeline's own, mean nothing in such a step.
     """
 
     noise: float
@@ -53,11 +55,17 @@ class Step:
     shares: tuple[float, ...] = ()
     replay: float | None = None
     guidance: float = 1.0
+    model: str = ""
 
     @property
     def replays(self) -> bool:
         """Whether the denoiser's last answer is given again."""
         return self.replay is not None
+
+    @property
+    def visits(self) -> bool:
+        """Whether the pipeline's own denoiser is called, so that its sites are come to."""
+        return not self.replays and not self.model
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ def check_steps(sites: int, steps: Sequence[Step]) -> None:
         want(whole, f"the steps that step {index} answers ahead are no whole number from 0 to {MAX_STEPS}")
         check_shares(index, step.shares, [action == PARTIAL for action in step.actions])
         want(is_number(step.guidance), f"the factor on the guidance of step {index} is no finite number")
+        named = isinstance(step.model, str) and len(step.model) <= MAX_NAME
+        want(named, f"the model of step {index} is {step.model!r:.40}, no text of at most {MAX_NAME} letters")
         scaled = step.replay is None or is_number(step.replay)
         want(scaled, f"the factor of what is replayed in step {index} is no finite number")
         if not 0 <= step.noise <= 1 or not step.noise < last:

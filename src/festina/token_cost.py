@@ -105,8 +105,8 @@ def map_steps(plan: Plan, attention: str, sites: Sequence[str]) -> tuple[tuple[b
     outer = enclosing_sites((*plan.sites, attention) if attention not in plan.sites else plan.sites)
     own = plan.sites.index(attention) if attention in plan.sites else len(plan.sites)
     involved = [*outer[own], *([own] if attention in plan.sites else [])]
-    # Where the last answer is replayed nothing computes, also what the plan does not name.
-    called = np.array([not step.replays for step in plan.steps])
+    # Where the denoiser is not called nothing computes, also what the plan does not name.
+    called = np.array([step.visits for step in plan.steps])
     computes = (table[:, involved] == COMPUTE).all(axis=1) & called
     read = np.logical_or.reduce([known[site] for site in sites])
     return tuple(computes.tolist()), kept_after(read.tolist(), computes.tolist())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from festina.cli.pictures import load_plan
+from festina.cli.stand_ins import StandIns, load_stand_ins, stand_ins
 from festina.errors import FestinaError
 from festina.plan import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan
 from festina.strict import write_whole
+
+if TYPE_CHECKING:
+    from festina.samplers.table import SolverTable
 
 app = typer.Typer(help="Look at, check and convert plan files.", no_args_is_help=True)
 
@@ -52,10 +56,12 @@ def show(file: PlanFile) -> None:
     console.print(f"[dim]Canonical key {plan.key()[:16]}[/]")
     canonical = plan.canonical()
     colour = console.is_terminal
+    solved = [""] * len(canonical.steps) if canonical.solver is None else _solved(canonical.solver)
     for index, step in enumerate(canonical.steps):
         line = Text(f"{index:3d} {step.noise:5.3f} ")
-        if step.replay is not None:
-            line.append(f"the last answer, times {step.replay:.4g}")
+        if not step.visits:
+            replays = "" if step.replay is None else f"the last answer, times {step.replay:.4g}"
+            line.append((replays or f"by the model {step.model!r}") + solved[index])
             console.print(line, no_wrap=True, crop=False, soft_wrap=True)
             continue
         for action in step.actions:
@@ -66,15 +72,29 @@ def show(file: PlanFile) -> None:
             line.append(f" {step.branches}")
         if step.guidance != 1:
             line.append(f" guidance times {step.guidance:.4g}")
+        line.append(solved[index])
         console.print(line, no_wrap=True, crop=False, soft_wrap=True)
     marks = "# compute, + for some tokens, . reuse, 1-9 forecast, ? gate, blank skip"
     console.print(f"One line per step, one mark per site: {marks}.", highlight=False)
+
+
+def _solved(table: SolverTable) -> list[str]:
+    """What the solver does in each step, in words."""
+    words: list[str] = []
+    for step in table.steps:
+        if step.call == "extrapolate":
+            words[-1] += ", then an extrapolation"
+            continue
+        kind = "by its weights" if step.linear is not None else f"{step.solver} {step.order}"
+        words.append(f"  {kind} at {step.noise:.4g}{' with corrector' if step.corrector else ''}")
+    return words
 
 
 @app.command("check")
 def check(
     file: PlanFile,
     model: Annotated[str | None, typer.Option(help="Also check that the plan fits this model.")] = None,
+    models: StandIns = None,
     steps: Annotated[int | None, typer.Option(help="Also check that the plan has so many steps.", min=1)] = None,
 ) -> None:
     """Check that a file is a valid plan, and that it fits a model."""
@@ -83,11 +103,14 @@ def check(
         raise FestinaError(
             f"{file} has {len(plan.steps)} steps, wanted {steps}; `festina plan convert --steps {steps}` resamples it."
         )
+    if model is None and models:
+        raise FestinaError("--with needs a --model that the plan is to fit.")
     if model is not None:
         from festina.executor import accelerate
         from festina.zoo import load
 
-        with accelerate(load(model), plan):
+        sources = stand_ins(models, plan)
+        with accelerate(load(model), plan, load_stand_ins(sources)):
             pass
     fits = f", fits {model}" if model else ""
     print(f"{file}: valid, {len(plan.steps)} steps, {len(plan.sites)} sites{fits}")

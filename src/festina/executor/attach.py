@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -22,7 +23,7 @@ from festina.executor.compiled import (
     uncompiled,
     way_to,
 )
-from festina.executor.fitting import check_free, check_gate, columns_of, has_sites, refuse_cached
+from festina.executor.fitting import check_free, check_gate, check_models, columns_of, has_sites, refuse_cached
 from festina.executor.listening import ending_run, listening_context, listening_forward
 from festina.executor.patch import Patch, Patches, Wrapper, current
 from festina.executor.replay import check_replay
@@ -31,42 +32,49 @@ from festina.executor.scheduler import MARK as _MARK
 from festina.executor.scheduler import Link, beginning_midway, starting_run
 from festina.executor.scheduler import ending_step as _ending_step
 from festina.executor.serving import Column, serving_forwards
+from festina.executor.solving import Exchange, solving
 from festina.names import parse
 from festina.plan import Plan, enclosing_sites
 from festina.sites import find_denoiser
 
 
-def apply(pipe: Any, plan: Plan | str | PathLike[str]) -> Run:
+def apply(pipe: Any, plan: Plan | str | PathLike[str], models: Mapping[str, nn.Module] = MappingProxyType({})) -> Run:
     """Make a pipeline run by a plan until `remove`.
 
     Where a pipeline has several denoisers of one class with the plan's sites (two experts for noisy and for clean
-    pictures), the plan is applied to all of them.
+    pictures), the plan is applied to all of them. Where the plan has a solver, the pipeline's scheduler is another one
+    until `remove`.
 
     Args:
         pipe: a diffusers pipeline, or a bare denoiser (then drive the clock by `Run.start` and `Run.next_step`).
         plan: a plan or the path of a plan file.
+        models: the denoisers that the plan calls in the place of the pipeline's own, by the names that it has for them.
 
     Raises:
-        FestinaError: the plan is for another denoiser or cannot be run, or the pipeline is accelerated already. The
-            pipeline is then as it was.
+        FestinaError: the plan is for another denoiser or cannot be run, a model is missing or not called, or the
+            pipeline is accelerated already. The pipeline is then as it was.
     """
     plan = (plan if isinstance(plan, Plan) else Plan.load(plan)).canonical()
     denoisers = denoisers_of(pipe)
     name, first = denoisers[0]
-    scheduler = getattr(pipe, "scheduler", None) if pipe is not first else None
-    run = Run(plan, first, columns_of(uncompiled(first), plan), pipe if pipe is not first else None)
+    own = getattr(pipe, "scheduler", None) if pipe is not first else None
+    scheduler = solving(own, plan)
+    check_models(uncompiled(first), plan, models)
+    run = Run(plan, first, columns_of(uncompiled(first), plan), pipe if pipe is not first else None, models)
     check_gate(uncompiled(first), plan)
     check_ahead(uncompiled(first), plan, run.columns)
     check_replay(scheduler, plan)
     experts = [(name, first)] + [other for other in denoisers[1:] if has_sites(other[1], plan)]
     for _, denoiser in experts:
-        check_free(denoiser, scheduler)
+        check_free(denoiser, own)
     attached = _Attached(run, Link(run), pipe)
     try:
         for place, (name, denoiser) in enumerate(experts):
             attached.attach_denoiser(denoiser, place, name)
         if scheduler is not None:
             attached.attach_scheduler(scheduler)
+        if scheduler is not own:
+            attached.exchange_scheduler(own, scheduler)
         if pipe is not first:
             attached.attach_pipeline(pipe)
     except BaseException:
@@ -90,9 +98,11 @@ def remove(pipe: Any) -> None:
 
 
 @contextmanager
-def accelerate(pipe: Any, plan: Plan | str | PathLike[str]) -> Iterator[Run]:
+def accelerate(
+    pipe: Any, plan: Plan | str | PathLike[str], models: Mapping[str, nn.Module] = MappingProxyType({})
+) -> Iterator[Run]:
     """`apply` on entry, `remove` on exit, also after an exception. Yields the run, for its report."""
-    run = apply(pipe, plan)
+    run = apply(pipe, plan, models)
     try:
         yield run
     finally:
@@ -151,6 +161,7 @@ class _Attached:
     patches: Patches = field(default_factory=Patches)
     wrapped: list[_Wrapped] = field(default_factory=list)
     marked: list[Any] = field(default_factory=list)
+    exchange: Exchange | None = None
     denoisers: list[tuple[str, nn.Module, Any]] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -190,6 +201,12 @@ class _Attached:
             self.patches.put(scheduler, "set_begin_index", beginning_midway(self.link, scheduler))
         self._mark(scheduler, self.link)
 
+    def exchange_scheduler(self, own: Any, scheduler: Any) -> None:
+        """Put another scheduler in the place of the pipeline's own."""
+        self.exchange = Exchange(self.pipe, own, scheduler)
+        self.exchange.put()
+        self._mark(own, self.link)
+
     def attach_pipeline(self, pipe: Any) -> None:
         """Let a pipeline that has done its work end the run, also before the last step."""
         original = getattr(pipe, "maybe_free_model_hooks", None)
@@ -221,7 +238,11 @@ class _Attached:
 
     def detach(self) -> None:
         """Put everything back; nothing is changed if something of it was replaced."""
+        if self.exchange is not None:
+            self.exchange.check()
         self.patches.restore()
+        if self.exchange is not None:
+            self.exchange.take_back()
         self.run.release()
         self.run.before_start = lambda: None
         self.link.cut()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -34,8 +35,8 @@ def columns_of(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
         )
     columns, held = [], values_held(plan)
     for index, site in enumerate(resolve(denoiser, plan.sites)):
-        # Where the last answer is given again no site is come to. A call that finds none computes everything.
-        actions = "".join(COMPUTE if step.replays else step.actions[index] for step in plan.steps)
+        # Where the denoiser is not called no site is come to. A call that finds no answer to give computes everything.
+        actions = "".join(step.actions[index] if step.visits else COMPUTE for step in plan.steps)
         runnable = COMPUTE + REUSE + FORECASTS + (SKIP + GATED if site.kind == RESIDUAL else "")
         runnable += PARTIAL if site.role in BY_TOKEN else ""
         if unknown := set(actions) - set(runnable):
@@ -47,6 +48,31 @@ def columns_of(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
         shares = tuple(step.shares[index] if step.shares else 0.0 for step in plan.steps) if PARTIAL in actions else ()
         columns.append(Column(site, actions + COMPUTE, (*most, max(1, *most)), plan.basis, shares))
     return tuple(columns)
+
+
+def check_models(denoiser: nn.Module, plan: Plan, models: Mapping[str, nn.Module]) -> None:
+    """See that the models that a plan calls are there, and speak of latents of the denoiser's kind.
+
+    Raises:
+        FestinaError: they are not the ones that are given, or do not.
+    """
+    if plan.models != set(models):
+        wanted = ", ".join(sorted(plan.models)) or "no model"
+        given = ", ".join(sorted(models)) or "none"
+        raise FestinaError(
+            f"the plan calls {wanted} in the place of the denoiser, and {given} was given. Give exactly these, as in "
+            f'models={{"small": module}} (on the command line: --with small=FOLDER).'
+        )
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise FestinaError(f"the model {name!r} is a {type(model).__name__}; wanted a denoiser, a torch module.")
+        for size in ("in_channels", "out_channels"):
+            mine, its = (getattr(getattr(one, "config", None), size, None) for one in (denoiser, model))
+            if mine != its:
+                raise FestinaError(
+                    f"the model {name!r} has {size} {its}, the denoiser {mine}: they do not share their latents. Give "
+                    f"a model that was trained on the latents of this pipeline."
+                )
 
 
 def check_gate(denoiser: nn.Module, plan: Plan) -> None:

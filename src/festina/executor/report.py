@@ -56,6 +56,7 @@ class RunReport:
         shapes: how many calls ran with tensors of which shapes.
         partial: how often each site ran for some of its tokens, by name of the sites that do.
         tokens: for how many tokens of each row in all of these, by name.
+        models: how many calls of other denoisers ran in the place of the pipeline's own, by name.
     """
 
     steps: int
@@ -69,6 +70,7 @@ class RunReport:
     shapes: Mapping[Signature, int]
     partial: Mapping[str, int]
     tokens: Mapping[str, int]
+    models: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,15 @@ def price(
     return Spent(macs, uncached, visits)
 
 
+def price_of_others(denoiser: nn.Module, records: Mapping[Signature, CallRecord]) -> int:
+    """MACs of the calls of a denoiser that ran in the place of the pipeline's own, with everything computed.
+
+    Raises:
+        FestinaError: a call cannot be priced.
+    """
+    return sum(record.count * trace(denoiser, record.call).macs.total for record in records.values())
+
+
 def told(method: str, report: RunReport) -> str:
     """A report in a few lines.
 
@@ -134,8 +145,9 @@ def told(method: str, report: RunReport) -> str:
     share = computed / max(1, computed + served + partial)
     for_some = f", {partial} for some tokens" if partial else ""
     ratio = report.macs_uncached / max(1, report.macs)
+    others = "".join(f", {count} of them of {name}" for name, count in report.models.items())
     return (
-        f"plan {method!r}: {report.steps} steps, {report.calls} calls of the denoiser in "
+        f"plan {method!r}: {report.steps} steps, {report.calls} calls of the denoiser{others} in "
         f"{report.seconds:.2f} s\n"
         f"{computed} site calls computed, {served} served{for_some} ({share:.0%} computed)\n"
         f"{report.macs / 1e9:.2f} GMACs of {report.macs_uncached / 1e9:.2f} uncached ({ratio:.2f} times fewer)\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from festina.executor.guidance import GuidanceRun
 from festina.executor.injection import Injection
 from festina.executor.layout import Layout
 from festina.executor.replay import Replay
-from festina.executor.report import CallRecord, RunReport, price, told
+from festina.executor.report import CallRecord, RunReport, price, price_of_others, told
 from festina.executor.serving import Column
 from festina.executor.store import Store
 from festina.executor.tokens import TokenRun
@@ -45,7 +46,14 @@ class Run:
             calibrations.
     """
 
-    def __init__(self, plan: Plan, denoiser: nn.Module, columns: tuple[Column, ...], pipeline: Any = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        denoiser: nn.Module,
+        columns: tuple[Column, ...],
+        pipeline: Any = None,
+        models: Mapping[str, nn.Module] = MappingProxyType({}),
+    ) -> None:
         self.plan = plan
         self.columns = columns
         self.clock = StepClock(len(plan.steps))
@@ -58,7 +66,8 @@ class Run:
         self.calls: dict[Signature, CallRecord] = {}
         self.before_start: Callable[[], None] = lambda: None
         self.revise: Callable[[Any], Any] | None = None
-        self._denoiser = denoiser
+        self._denoiser, self._models = denoiser, models
+        self._others: dict[str, dict[Signature, CallRecord]] = {}
         self._names = parameter_names(denoiser)
         self._guidance = GuidanceRun(plan, self.clock, self.store, Layout(pipeline, self._names[0]))
         self._ahead = Ahead(plan, columns, self._names, self.clock, self.store)
@@ -86,6 +95,7 @@ class Run:
         self.clock.start(steps, made_by)
         self.store.clear_peak()
         self.calls.clear()
+        self._others.clear()
         self._steps_done = 0
         for column in (*self.columns, *(self.tokens.maps if self.tokens else ())):
             column.restart()
@@ -165,8 +175,9 @@ class Run:
     def release(self) -> None:
         """End the run and let go of the tensors it was given, but for what a report needs."""
         self.abort()
-        for record in self.calls.values():
-            record.lighten()
+        for records in (self.calls, *self._others.values()):
+            for record in records.values():
+                record.lighten()
 
     def call(
         self,
@@ -195,6 +206,9 @@ class Run:
             run = Call(args, kwargs)
             self.clock.signature = run.signature
             self.clock.passes += 1
+            if model := self._model():
+                self._others.setdefault(model, {}).setdefault(run.signature, CallRecord(run)).count += 1
+                return self._models[model](*args, **kwargs)
             self._record(run).count += 1
             return original(*args, **kwargs)
 
@@ -202,6 +216,11 @@ class Run:
             return self._replay.answer(functools.partial(self._ahead.answer, compute), args, kwargs)
 
         return self._guidance.answer(answer, args, kwargs, leaves, self._used.of(denoiser))
+
+    def _model(self) -> str:
+        """Name of the denoiser that is called in the present step, "" for the pipeline's own: that one too where it is
+        not known yet in which step a run began."""
+        return self.plan.steps[self.clock.step].model if self.clock.step < len(self.plan.steps) else ""
 
     def _begin_call(self, leaves: Leaves, denoiser: int, name: str) -> None:
         self._find_place(leaves)
@@ -245,7 +264,7 @@ class Run:
         last = self.clock.first if branch.last_step == self.clock.steps else branch.last_step
         if last is None or step - last < 2 or step == self.clock.steps:
             return
-        called = [place for place in range(last + 1, step) if not self.plan.steps[place].replays]
+        called = [place for place in range(last + 1, step) if self.plan.steps[place].visits]
         for column in self.columns:
             if any(column.actions[place] == COMPUTE for place in called):
                 self.store.trim_visits(branch.name, column.site.name, 0)
@@ -267,6 +286,7 @@ class Run:
         self.clock.passing = True
         try:
             spent = price(self._denoiser, self.calls, self.columns, self.tokens.maps if self.tokens else ())
+            others = sum(price_of_others(self._models[name], records) for name, records in self._others.items())
         finally:
             self.clock.passing = False
         # A site that always computes is not wrapped, so nobody counted it.
@@ -281,11 +301,12 @@ class Run:
             computed,
             {column.site.name: column.served.total() for column in self.columns},
             self.store.peak_bytes,
-            spent.macs,
+            spent.macs + others,
             spent.macs_uncached,
             {shapes: record.count for shapes, record in self.calls.items() if record.count},
             {column.site.name: column.partial.total() for column in self.columns if column.shares},
             {column.site.name: column.tokens.total() for column in self.columns if column.shares},
+            {name: sum(record.count for record in records.values()) for name, records in self._others.items()},
         )
 
     def summary(self) -> str:
