@@ -196,7 +196,7 @@ def test_a_plan_that_changes_what_it_must_not_is_told(pipe, tmp_path, monkeypatc
 
 
 def test_where_no_plan_can_be_put_on_nothing_is_counted(pipe, tmp_path, monkeypatch):
-    def refusing_plans(pipe, plan):
+    def refusing_plans(pipe, plan, models):
         raise FestinaError("compiled as a whole")
 
     monkeypatch.setattr(variants, "accelerate", refusing_plans)

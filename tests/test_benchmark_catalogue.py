@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import torch
 from denoisers.unets_image import unet_2d_condition
 from tiny import PROMPT, flux_transformer, pixart_pipeline
 
@@ -14,6 +15,8 @@ from festina.calibration import calibrate
 STEPS = 20
 CALL = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20, "height": 16, "width": 16}
 OF_UNETS = ("deepcache", "faster_diffusion")
+SMALL = torch.nn.Linear(1, 1)
+"""Stands for a smaller denoiser, which no plan looks at before it runs."""
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +42,16 @@ def test_every_method_takes_part():
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.method)
 def test_every_setting_makes_a_plan(entry, pipe, calibration):
     denoiser = unet_2d_condition() if entry.method in OF_UNETS else pipe
-    found = of_entry(denoiser, entry, STEPS, lambda: calibration)
+    found = of_entry(denoiser, entry, STEPS, lambda: calibration, {"small": SMALL})
     assert not [each.reason for each in found if isinstance(each, Failed)]
     assert len(found) >= 3
     assert len({each.name for each in found}) == len(found)
     for each in found:
-        assert (each.kind, each.group, each.steps) == ("method", entry.method, STEPS)
+        assert (each.kind, each.group, each.steps) == ("method", entry.method, len(each.plan.steps))
+        assert each.steps == (each.plan.settings["calls"] if entry.method == "solver" else STEPS)
         assert each.name.startswith(f"{entry.method} ")
         assert each.settings == each.plan.settings
-        assert each.key == each.plan.key()
+        assert each.key.startswith(each.plan.key())
 
 
 def test_thresholds_and_intervals_are_those_of_the_name(pipe, calibration):
@@ -55,7 +59,7 @@ def test_thresholds_and_intervals_are_those_of_the_name(pipe, calibration):
     for entry in CATALOGUE:
         if entry.method in (*OF_UNETS, "smoothcache", "magcache", "cachequant"):
             continue
-        found = of_entry(pipe, entry, STEPS, lambda: calibration)
+        found = of_entry(pipe, entry, STEPS, lambda: calibration, {"small": SMALL})
         assert len({each.key for each in found}) == len(found), entry.method
 
 
@@ -123,3 +127,30 @@ def test_plans_of_another_number_of_steps_take_no_part():
     good, bad = of_plans((("a", plan), ("b", plan.resample(5))), 4)
     assert (good.name, good.kind, good.plan) == ("a", "plan", plan)
     assert bad.reason == "it has 5 steps, the benchmark 4; see `festina plan convert PLAN --steps 4`."
+
+
+def test_calls_are_steps_in_which_a_denoiser_is_called(pipe, calibration):
+    stitch, ltc, solver = (entries_named(name)[0] for name in ("t_stitch", "ltc_accel", "solver"))
+    assert {each.calls for each in of_entry(pipe, stitch, STEPS, lambda: None, {"small": SMALL})} == {STEPS}
+    assert [each.calls for each in of_entry(pipe, solver, STEPS, lambda: None)][:3] == [5, 8, 12]
+    replaying = of_entry(pipe, ltc, STEPS, lambda: calibration)
+    assert all(each.calls == STEPS - sum(step.replays for step in each.plan.steps) < STEPS for each in replaying)
+
+
+def test_a_plan_whose_model_was_not_given_is_not_run(pipe):
+    (stitch,) = entries_named("t_stitch")
+    (failed,) = of_entry(pipe, stitch, STEPS, lambda: None)
+    assert failed.reason.startswith("no model 'small' was given")
+    plan = methods.t_stitch(pipe, STEPS, 0.5)
+    (failed,) = of_plans([("mine", plan)], STEPS)
+    assert isinstance(failed, Failed)
+    (made,) = of_plans([("mine", plan)], STEPS, {"small": SMALL, "tiny": SMALL})
+    assert made.models == {"small": SMALL}
+    assert made.key != of_plans([("mine", plan)], STEPS, {"small": torch.nn.Linear(2, 2)})[0].key
+
+
+def test_a_plan_with_a_solver_may_have_its_own_number_of_steps(pipe):
+    (solver,) = entries_named("solver")
+    plan = of_entry(pipe, solver, STEPS, lambda: None)[0].plan
+    (made,) = of_plans([("mine", plan)], STEPS)
+    assert made.steps == made.calls == 5

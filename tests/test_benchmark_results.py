@@ -87,6 +87,22 @@ def found() -> Benchmark:
     return example()
 
 
+def test_a_run_of_fewer_calls_stands_beside_as_many_of_the_untouched_sampler():
+    replayed = variant("ltc", of=plan(1).replaying({2: 1.0, 3: 1.0, 5: 1.0}))
+    shown = (*VARIANTS[:4], replayed)
+    figures = {**FIGURES, "ltc": figures_of(replayed, 0.0, 0.001)}
+    found = results(shown, figures, [{**SECONDS, "ltc": 5.0}], 2, 1)
+    assert [each.variant.calls for each in found] == [6, 2, 4, 6, 3]
+    assert [each.rival_at_calls for each in found[:4]] == [None] * 4
+    at_calls = found[4].rival_at_calls
+    assert at_calls.steps == (2, 4)
+    assert at_calls.reward == pytest.approx(np.mean(SCORES) - 0.15)
+    assert at_calls.psnr == pytest.approx(-10 * np.log10(0.025))
+    assert found[4].rival.steps == (4, 6)
+    told = json.loads(record.to_json(replace(example(), results=found, pictures={})))["runs"][4]
+    assert (told["calls"], told["same_calls"]["steps"], told["same_calls"]["beaten"]) == (3, [2, 4], at_calls.beaten)
+
+
 class TestRival:
     LINE = tuple((SECONDS[name], FIGURES[name]) for name in ("uncached", "2 steps", "4 steps"))
 
@@ -252,8 +268,9 @@ class TestRecord:
         lines = [line for line in text.splitlines() if line.startswith("| fora interval=2 |")]
         cells = [cell.strip() for cell in lines[0].strip("|").split("|")]
         assert len(cells) == len(record.COLUMNS)
-        assert cells[1:5] == ["2.00×", "1.50 s", "1.00 kMACs", "2.00 KiB"]  # noqa: RUF001
-        assert cells[7:] == ["30.0 dB", "0.900", "–", "2 to 4 steps", "0.450", "16.0 dB", "yes"]  # noqa: RUF001
+        assert cells[1:6] == ["2.00×", "1.50 s", "6", "1.00 kMACs", "2.00 KiB"]  # noqa: RUF001
+        rival = ["2 to 4 steps", "0.450", "16.0 dB", "yes"]
+        assert cells[8:] == ["30.0 dB", "0.900", "–", *rival, "–", "–"]  # noqa: RUF001
         for heading in ("Front of seconds and reward", "The same as another run", "Could not be run", "Seen besides"):
             assert f"## {heading}\n" in text
         assert "no U-Net \\<here>" in text

@@ -7,7 +7,7 @@ that a method has besides keep their published defaults.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from festina import methods
@@ -15,6 +15,8 @@ from festina.calibration.coherence import measure_coherence
 from festina.errors import FestinaError
 from festina.methods.pab import kind_of
 from festina.plan import Plan
+from festina.samplers import PlanScheduler
+from festina.samplers.times import GRIDS, table_on
 from festina.sites import block_sites, component_sites, find_denoiser
 
 Knobs = Mapping[str, Any]
@@ -197,6 +199,33 @@ def _make_guidance_table(pipe: Any, steps: int, knobs: Knobs, calibration: Any) 
     return methods.guidance_table(pipe, factors)
 
 
+def _solver(steps: int) -> tuple[Knobs, ...]:
+    """Solvers on even times, and one on other grids, each with fewer network calls than the run has steps."""
+    kinds: list[dict[str, Any]] = [
+        {"solver": "data", "order": 2},
+        {"solver": "data", "order": 3},
+        {"solver": "unipc_bh2", "order": 3},
+        {"solver": "adams_bashforth", "order": 4},
+        {"solver": "data", "order": 2, "grid": "uniform_log_snr"},
+        {"solver": "data", "order": 2, "grid": "arctan"},
+    ]
+    counts = sorted({max(3, round(share * steps)) for share in (0.25, 0.4, 0.6)} & set(range(3, steps)))
+    return tuple({**kind, "calls": calls} for kind in kinds for calls in counts)
+
+
+def _make_solver(pipe: Any, steps: int, knobs: Knobs, calibration: Any) -> Plan:
+    """A solver's table as a plan; UniPC with its corrector."""
+    if getattr(pipe, "scheduler", None) is None:
+        raise FestinaError("a solver wants a pipeline with a scheduler.")
+    frame = PlanScheduler.from_scheduler(pipe.scheduler).frame
+    grid = knobs.get("grid", "uniform_time")
+    corrected = knobs["solver"].startswith("unipc")
+    table = table_on(frame, GRIDS[grid](frame, knobs["calls"]), knobs["solver"], knobs["order"], corrected)
+    # Even times are those before a flow model's shift, which may depend on the size of the picture.
+    before = frame.family == "flow" and grid == "uniform_time"
+    return methods.solver(pipe, replace(table, before_shift=before))
+
+
 CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "fora", _intervals(2, 3, 4, 5, 6), lambda pipe, steps, knobs, _: methods.fora(pipe, steps, knobs["interval"])
@@ -242,6 +271,12 @@ CATALOGUE: tuple[Entry, ...] = (
         "block_skipping",
         _these(*({"percent": percent, "every": every} for percent, every in ((25, 3), (25, 2), (50, 3), (50, 2)))),
         _make_block_skipping,
+    ),
+    Entry("solver", _solver, _make_solver),
+    Entry(
+        "t_stitch",
+        _each("share", 0.2, 0.4, 0.6, 0.8),
+        lambda pipe, steps, knobs, _: methods.t_stitch(pipe, steps, knobs["share"]),
     ),
     Entry("deepcache", _deepcache, _make_deepcache),
     Entry("faster_diffusion", _faster_diffusion, _make_faster_diffusion),

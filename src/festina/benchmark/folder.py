@@ -26,7 +26,7 @@ SETTINGS, CALIBRATION, REFERENCE = "settings.json", "calibration.json", "uncache
 RUNS, ROUNDS, PICTURES = "runs", "rounds", "pictures"
 """Names in the folder."""
 
-TAKING_PART = ("methods", "plans", "peers")
+TAKING_PART = ("methods", "plans", "peers", "models")
 """Of what is asked, that which says who takes part. It decides no other run's figures."""
 
 ROUND_SCHEMA = 1

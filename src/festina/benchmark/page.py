@@ -159,6 +159,7 @@ def _figures(result: Result, uncached: Result) -> list[tuple[str, str, str, str]
     shown = [
         ("ratio", "Speed", figures.ratio_text(result.seconds_ratio), "times that of uncached"),
         ("seconds", "Seconds", figures.seconds_text(result.seconds), "per picture"),
+        ("calls", "Network calls", str(result.variant.calls), "per picture"),
         ("macs", "MACs", record.macs_text(own.macs).removesuffix("MACs"), "per picture"),
         ("share", "Share of MACs", share, "of uncached"),
         ("reward", "Reward", figures.reward_text(own.reward), f"95 %: {record.interval_text(result)}"),
@@ -172,4 +173,7 @@ def _figures(result: Result, uncached: Result) -> list[tuple[str, str, str, str]
         gain = f"{other.gain:+.3f} ({other.gain_low:+.3f} to {other.gain_high:+.3f}) for this run"
         shown.append(("rival", "Fewer steps instead", figures.reward_text(other.reward), f"{record.steps_text(other)}"))
         shown.append(("beaten", "Beats them", other.beaten, gain))
+    if (at_calls := result.rival_at_calls) is not None:
+        remark = f"by as many network calls, {record.decibels(at_calls.psnr)}"
+        shown.append(("at-calls", "Fewer steps, same calls", figures.reward_text(at_calls.reward), remark))
     return shown

@@ -21,6 +21,7 @@ COLUMNS = (
     "Run",
     "Seconds ratio",
     "Seconds per picture",
+    "Network calls",
     "MACs per picture",
     "Held per picture",
     "Reward (95 % interval)",
@@ -32,6 +33,8 @@ COLUMNS = (
     "its reward",
     "its PSNR",
     "Beats it",
+    "Fewer steps, same calls: reward",
+    "PSNR there",
 )
 
 TERMINAL_COLUMNS = ("Run", "Ratio", "MACs", "Reward (95 %)", "PSNR", "Fewer steps, same seconds", "Beats it")
@@ -75,11 +78,12 @@ def to_markdown(found: Benchmark) -> str:
 
 def row(result: Result) -> tuple[str, ...]:
     """The cells of a run, one per entry of `COLUMNS`."""
-    own, other = result.figures, result.rival
+    own, other, at_calls = result.figures, result.rival, result.rival_at_calls
     return (
         result.variant.name,
         figures.ratio_text(result.seconds_ratio),
         figures.seconds_text(result.seconds),
+        str(result.variant.calls),
         macs_text(own.macs),
         figures.MISSING if own.held_bytes is None else figures.bytes_text(own.held_bytes),
         f"{figures.reward_text(own.reward)} ({interval_text(result)})",
@@ -91,6 +95,8 @@ def row(result: Result) -> tuple[str, ...]:
         figures.MISSING if other is None else figures.reward_text(other.reward),
         figures.MISSING if other is None else decibels(other.psnr),
         figures.MISSING if other is None else other.beaten,
+        figures.MISSING if at_calls is None else figures.reward_text(at_calls.reward),
+        figures.MISSING if at_calls is None else decibels(at_calls.psnr),
     )
 
 
@@ -156,12 +162,13 @@ def _brief(result: Result) -> Sequence[str]:
 
 
 def _run(result: Result) -> dict[str, Any]:
-    variant, own, other = result.variant, result.figures, result.rival
+    variant, own = result.variant, result.figures
     return {
         "name": variant.name,
         "kind": variant.kind,
         "group": variant.group,
         "steps": variant.steps,
+        "calls": variant.calls,
         "settings": dict(variant.settings),
         "key": variant.key,
         "seconds": result.seconds,
@@ -175,19 +182,24 @@ def _run(result: Result) -> dict[str, Any]:
         "psnr": _finite(own.psnr),
         "ssim": own.ssim,
         "lpips": own.lpips,
-        "same_seconds": None
-        if other is None
-        else {
-            "steps": other.steps,
-            "reward": other.reward,
-            "psnr": _finite(other.psnr),
-            "gain": other.gain,
-            "gain_low": other.gain_low,
-            "gain_high": other.gain_high,
-            "beaten": other.beaten,
-        },
+        "same_seconds": _rival(result.rival),
+        "same_calls": _rival(result.rival_at_calls),
         "on_front": result.on_front,
         "notes": own.notes,
+    }
+
+
+def _rival(other: Rival | None) -> dict[str, Any] | None:
+    if other is None:
+        return None
+    return {
+        "steps": other.steps,
+        "reward": other.reward,
+        "psnr": _finite(other.psnr),
+        "gain": other.gain,
+        "gain_low": other.gain_low,
+        "gain_high": other.gain_high,
+        "beaten": other.beaten,
     }
 
 

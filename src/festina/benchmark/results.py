@@ -24,7 +24,7 @@ class Rival:
     """The untouched sampler at some seconds, by a line between the two measured numbers of steps around them.
 
     Attributes:
-        steps: these numbers of steps; one if a number was met exactly, or from the uncached sampler's seconds on.
+        steps: these numbers of steps; one if a number was met exactly, or from the uncached sampler's cost on.
         reward: its mean reward.
         psnr: its PSNR to the uncached pictures in dB; the line is through mean squared errors.
         gain: reward of the run less that of the rival.
@@ -57,6 +57,7 @@ class Result:
         reward_low, reward_high: 95 % confidence interval of the mean reward.
         rival: what fewer steps give in the same seconds; None for the untouched sampler itself, and where no measured
             number of steps needs so few seconds.
+        rival_at_calls: what the untouched sampler gives with as many network calls; None where the run makes them all.
         on_front: whether no other run is at least as fast with at least the reward, one of the two strictly.
     """
 
@@ -67,6 +68,7 @@ class Result:
     reward_low: float
     reward_high: float
     rival: Rival | None
+    rival_at_calls: Rival | None
     on_front: bool
 
 
@@ -143,6 +145,7 @@ def results(
     batch, ratios = over_rounds(rounds, variants[0].name)
     seconds = {name: spent / pictures for name, spent in batch.items()}
     line = [(seconds[each.name], figures[each.name]) for each in variants if each.untouched]
+    by_calls = [(float(each.steps), figures[each.name]) for each in variants if each.untouched]
     best = non_dominated([(seconds[each.name], figures[each.name].reward) for each in variants])
     found = []
     for place, variant in enumerate(variants):
@@ -157,35 +160,41 @@ def results(
                 reward_low=low,
                 reward_high=high,
                 rival=rival(line, seconds[variant.name], own, per_prompt) if not variant.untouched else None,
+                rival_at_calls=(
+                    rival(by_calls, float(variant.calls), own, per_prompt)
+                    if not variant.untouched and variant.calls < variants[0].steps
+                    else None
+                ),
                 on_front=place in best,
             )
         )
     return tuple(found)
 
 
-def rival(line: Sequence[tuple[float, Figures]], seconds: float, own: Figures, per_prompt: int) -> Rival | None:
-    """The untouched sampler at a run's seconds, beside that run.
+def rival(line: Sequence[tuple[float, Figures]], cost: float, own: Figures, per_prompt: int) -> Rival | None:
+    """The untouched sampler at a run's cost, beside that run.
 
     Args:
-        line: seconds and figures of the untouched sampler with different numbers of steps, all steps among them.
-        seconds: the run's.
+        line: cost (seconds, or network calls) and figures of the untouched sampler with different numbers of steps, all
+            steps among them.
+        cost: the run's.
         own: the run's figures, of the same pictures.
         per_prompt: pictures per prompt.
 
     Returns:
-        None if each number of steps needs more seconds.
+        None if each number of steps costs more.
 
     Raises:
         FestinaError: there are fewer than two prompts.
     """
     known = sorted(line, key=lambda pair: (pair[0], pair[1].steps))
-    if seconds < known[0][0]:
+    if cost < known[0][0]:
         return None
-    above = next((place for place, (needed, _) in enumerate(known) if needed >= seconds), len(known) - 1)
-    below = max(place for place, (needed, _) in enumerate(known) if needed <= seconds)
+    above = next((place for place, (needed, _) in enumerate(known) if needed >= cost), len(known) - 1)
+    below = max(place for place, (needed, _) in enumerate(known) if needed <= cost)
     below = min(below, above)
     (start, fewer), (end, more) = known[below], known[above]
-    share = 0.0 if end == start else min(1.0, (seconds - start) / (end - start))
+    share = 0.0 if end == start else min(1.0, (cost - start) / (end - start))
     scores = (1 - share) * np.array(fewer.scores) + share * np.array(more.scores)
     gains = [float(gain) for gain in np.array(own.scores) - scores]
     low, high = confidence_interval(gains, per_prompt)

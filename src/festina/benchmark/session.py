@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from festina.benchmark.catalogue import Calibrate, Entry
 from festina.benchmark.drawing import Drawing
 from festina.benchmark.figures import Figures
@@ -19,7 +21,7 @@ from festina.benchmark.timing import timed_rounds
 from festina.benchmark.variants import Alike, Failed, Variant, lineup, of_entry, of_peers, of_plans, untouched
 from festina.calibration import Calibration, calibrate
 from festina.errors import FestinaError
-from festina.metrics.reward import Reward
+from festina.metrics.reward import Reward, weights_fingerprint
 from festina.metrics.similarity import Similarity, lpips_measure, ssim_measure
 from festina.plan import Plan
 from festina.report.comparison import Fidelity
@@ -51,6 +53,7 @@ class Job:
         plans: further plans that take part, by name.
         peers: whether other libraries' caches take part.
         rounds: timed rounds, at least 1.
+        models: other denoisers of the pipeline's kind, which plans may call by these names.
 
     Raises:
         FestinaError: on construction, if there are too few prompts or rounds, or a prompt is for calibration too.
@@ -67,6 +70,7 @@ class Job:
     plans: tuple[tuple[str, Plan], ...] = ()
     peers: bool = True
     rounds: int = 5
+    models: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.prompts) < 2 or self.rounds < 1 or self.steps < 2:
@@ -149,8 +153,8 @@ def _all(pipe: Any, job: Job, calibrate: Calibrate) -> Iterator[Variant | Failed
     """All that takes part, the untouched sampler first."""
     yield from untouched(job.steps)
     for entry in job.entries:
-        yield from of_entry(pipe, entry, job.steps, calibrate)
-    yield from of_plans(job.plans, job.steps)
+        yield from of_entry(pipe, entry, job.steps, calibrate, job.models)
+    yield from of_plans(job.plans, job.steps, job.models)
     if job.peers:
         first = job.workload().pictures()[:1]
         yield from of_peers(pipe, job.steps, lambda: generate_batch(pipe, first, job.workload(), job.steps))
@@ -212,6 +216,7 @@ def _asked(pipe: Any, job: Job, judges: Judges) -> dict[str, Any]:
         "methods": [entry.method for entry in job.entries],
         "plans": {name: plan.key() for name, plan in job.plans},
         "peers": job.peers,
+        **({"models": {name: weights_fingerprint(model) for name, model in job.models.items()}} if job.models else {}),
         "hardware": hardware(next(find_denoiser(pipe).parameters()).device),
         "libraries": libraries(),
     }

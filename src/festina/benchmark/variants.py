@@ -6,11 +6,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal, get_args
+
+from torch import nn
 
 from festina.benchmark.catalogue import Calibrate, Entry
 from festina.errors import FestinaError
 from festina.executor import Run, accelerate
+from festina.metrics.reward import weights_fingerprint
 from festina.peers import Peer, calibrated, peers_for, running
 from festina.plan import Plan
 from festina.strict import plain
@@ -39,6 +44,7 @@ class Variant:
         settings: knobs of the method, JSON values by name.
         plan: the plan it runs; None for the untouched sampler and for peers.
         peer: another library's acceleration; None for all others.
+        models: the denoisers that its plan calls in the place of the pipeline's own, by name.
     """
 
     name: str
@@ -48,8 +54,14 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     plan: Plan | None = None
     peer: Peer | None = None
+    models: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
+    def calls(self) -> int:
+        """In how many steps a denoiser is called; of other libraries, in how many there may be a call."""
+        return self.steps if self.plan is None else sum(not step.replays for step in self.plan.canonical().steps)
+
+    @cached_property
     def key(self) -> str:
         """What decides its pictures: two variants with one key run alike."""
         if self.peer is not None:
@@ -57,7 +69,8 @@ class Variant:
             return f"{self.peer.package} {self.peer.version} {self.peer.name} {knobs} at {self.steps} steps"
         if self.plan is None or computes_everything(self.plan):
             return f"untouched at {self.steps} steps"
-        return self.plan.key()
+        weights = "".join(f" {name} {weights_fingerprint(model)}" for name, model in sorted(self.models.items()))
+        return self.plan.key() + weights
 
     @property
     def untouched(self) -> bool:
@@ -77,7 +90,7 @@ class Variant:
         elif self.plan is None:
             yield None
         else:
-            with accelerate(pipe, self.plan) as run:
+            with accelerate(pipe, self.plan, self.models) as run:
                 yield run
 
 
@@ -134,17 +147,27 @@ def untouched(steps: int) -> tuple[Variant, ...]:
     )
 
 
-def of_entry(pipe: Any, entry: Entry, steps: int, calibrate: Calibrate) -> list[Variant | Failed]:
+def of_entry(
+    pipe: Any, entry: Entry, steps: int, calibrate: Calibrate, models: Mapping[str, nn.Module] = MappingProxyType({})
+) -> list[Variant | Failed]:
     """The variants of a method over its range of knobs; where a plan cannot be made, the reason.
 
     A method that fails in the same way whatever its knobs are is listed once.
+
+    Args:
+        pipe: the pipeline.
+        entry: the method.
+        steps: sampling steps.
+        calibrate: gives the calibration.
+        models: other denoisers of the pipeline's kind, by name.
     """
     found: list[Variant | Failed] = []
     for knobs in entry.settings(steps):
         name = named(entry.method, knobs)
         try:
             plan = entry.make(pipe, steps, knobs, calibrate() if entry.needs_calibration else None)
-            found.append(Variant(name, "method", entry.method, len(plan.steps), plan.settings, plan))
+            called = _called(plan, models)
+            found.append(Variant(name, "method", entry.method, len(plan.steps), plan.settings, plan, models=called))
         except FestinaError as error:
             found.append(Failed(name, entry.method, dict(knobs), str(error)))
     if not found:
@@ -155,18 +178,34 @@ def of_entry(pipe: Any, entry: Entry, steps: int, calibrate: Calibrate) -> list[
     return found
 
 
-def of_plans(plans: Sequence[tuple[str, Plan]], steps: int) -> list[Variant | Failed]:
-    """Plans by their names; one of another number of steps takes no part."""
+def of_plans(
+    plans: Sequence[tuple[str, Plan]], steps: int, models: Mapping[str, nn.Module] = MappingProxyType({})
+) -> list[Variant | Failed]:
+    """Plans by their names; one of another number of steps takes no part, unless it has a solver of its own."""
     found: list[Variant | Failed] = []
     for name, plan in plans:
         count = len(plan.steps)
-        reason = f"it has {count} steps, the benchmark {steps}; see `festina plan convert PLAN --steps {steps}`."
-        found.append(
-            Variant(name, "plan", "plans", steps, {"method": plan.method}, plan)
-            if count == steps
-            else Failed(name, "plans", {}, reason)
-        )
+        if count != steps and plan.solver is None:
+            reason = f"it has {count} steps, the benchmark {steps}; see `festina plan convert PLAN --steps {steps}`."
+            found.append(Failed(name, "plans", {}, reason))
+            continue
+        try:
+            called = _called(plan, models)
+            found.append(Variant(name, "plan", "plans", count, {"method": plan.method}, plan, models=called))
+        except FestinaError as error:
+            found.append(Failed(name, "plans", {}, str(error)))
     return found
+
+
+def _called(plan: Plan, models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The models that a plan calls.
+
+    Raises:
+        FestinaError: one is not there.
+    """
+    if missing := sorted(plan.models - set(models)):
+        raise FestinaError(f"no model {missing[0]!r} was given (on the command line: --with {missing[0]}=SOURCE).")
+    return {name: models[name] for name in sorted(plan.models)}
 
 
 def of_peers(pipe: Any, steps: int, render: Callable[[], object]) -> list[Variant | Failed]:

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from festina.cli.stand_ins import StandIns, load_stand_ins, sources_of
 from festina.errors import FestinaError
 from festina.plan import Plan
 from festina.strict import write_whole
 
 if TYPE_CHECKING:
     from festina.benchmark.results import Benchmark
+
+SIBLINGS = {"scenes": {"small": "scenes-small"}}
+"""Smaller denoisers that ship, by the name of the pipeline they stand in for: they take part if no other is named."""
 
 CALIBRATION_IMAGES = 8
 """Prompts that methods are calibrated on if nothing is said."""
@@ -47,6 +51,7 @@ def bench_command(
         str | None,
         typer.Option(help="judge, video-judge or clip:MODEL, as for a search; what ships has its judge."),
     ] = None,
+    models: StandIns = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Measure published methods over their knobs, plans and other libraries on one model, in one run.
@@ -67,9 +72,11 @@ def bench_command(
     drawn, other = prompts_of_bench(ours, prompts, calibration, images, calibration_images)
     named = _plans(model if ours else None, plans or [])
     judged_by = load_reward(reward or ("judge" if ours else None), device, model)
+    stitched = any(entry.method == "t_stitch" for entry in entries)
+    others = load_stand_ins(sources_of(models) or (SIBLINGS.get(model, {}) if stitched else {}), device)
     pipe = load(model, device)
     call = call_arguments(pipe)
-    job = Job(model, drawn, other, entries, steps, guidance, batch, call, named, peers, rounds)
+    job = Job(model, drawn, other, entries, steps, guidance, batch, call, named, peers, rounds, others)
     with showing_progress() as told:
         found = run_benchmark(pipe, job, judged_by, out, fidelity_of(model, drawn, device), told)
     write_all(found, out)

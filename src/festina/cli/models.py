@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -65,7 +65,11 @@ def sites_command(
 @zoo_app.command("train")
 def train_command(
     name: Annotated[
-        str, typer.Argument(help="Which pipeline: scenes, scenes-flux, scenes-unet or scenes-video.")
+        str,
+        typer.Argument(
+            help="Which pipeline: scenes, scenes-flux, scenes-unet, scenes-video or scenes-unconditional; or the small "
+            "denoiser scenes-small."
+        ),
     ] = "scenes",
     out: Annotated[
         Path | None, typer.Option(help="Folder that receives the trained pipeline; runs/NAME if not given.")
@@ -81,7 +85,7 @@ def train_command(
         int | None, typer.Option(help="Steps of the longest stage; those of the recipe if not given.", min=1)
     ] = None,
 ) -> None:
-    """Train a shipped pipeline again, from the renderer and, but for scenes itself, parts of scenes.
+    """Train a shipped pipeline or small denoiser again, from the renderer and, but for scenes itself, parts of scenes.
 
     Stop it at any time; the same command goes on.
     """
@@ -89,13 +93,21 @@ def train_command(
 
     import torch
 
+    from festina.zoo.loading import UNCONDITIONAL
     from festina.zoo.train import recipe, train
+    from festina.zoo.unconditional import UnconditionalSettings, train_unconditional
 
-    settings = dataclasses.replace(recipe(name).settings, compile=compile_denoiser)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise FestinaError("--device cuda, but torch finds no CUDA device here; use --device cpu.")
+    changes: dict[str, Any] = {"compile": compile_denoiser}
     if denoiser_steps is not None:
-        settings = dataclasses.replace(settings, denoiser_steps=denoiser_steps)
-    out = out or Path("runs") / name
-    train(name, settings, work or Path("runs") / f"{name}-work", out, torch.device(device))
-    print(f"wrote {out}/pipeline" + (f" and {out}/judge" if (out / "judge").is_dir() else ""))
+        changes["denoiser_steps"] = denoiser_steps
+    out, work = out or Path("runs") / name, work or Path("runs") / f"{name}-work"
+    wrote = out / "pipeline"
+    if name == UNCONDITIONAL:
+        train_unconditional(dataclasses.replace(UnconditionalSettings(), **changes), work, out, torch.device(device))
+    else:
+        family = recipe(name)
+        train(name, dataclasses.replace(family.settings, **changes), work, out, torch.device(device))
+        wrote = out if family.beside else wrote
+    print(f"wrote {wrote}" + (f" and {out}/judge" if (out / "judge").is_dir() else ""))

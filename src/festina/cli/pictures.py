@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from festina.cli.stand_ins import StandIns, load_stand_ins, stand_ins
 from festina.errors import FestinaError
 from festina.plan import Plan
 from festina.strict import write_whole
@@ -20,6 +21,7 @@ def generate_command(
     plan: Annotated[
         str | None, typer.Option(help="A plan file, or a plan that ships, such as scenes/fast. None: uncached.")
     ] = None,
+    models: StandIns = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
     compare: Annotated[bool, typer.Option("--compare", help="Also generate without the plan, side by side.")] = False,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the plan's, or 20.", min=1)] = None,
@@ -43,8 +45,9 @@ def generate_command(
             f"the plan has {len(chosen.steps)} steps, --steps says {steps}; leave --steps out, or resample the plan "
             f"with `festina plan convert {plan} --steps {steps} --out NEW`."
         )
+    sources = stand_ins(models, chosen)
     count = len(chosen.steps) if chosen else steps or 20
-    pipe = load(model, device)
+    pipe, others = load(model, device), load_stand_ins(sources, device)
     unique = tuple(dict.fromkeys(prompts))
     work = Workload(unique, tuple(range(seed, seed + len(unique))), count, guidance, 8, call_arguments(pipe))
     try:
@@ -56,7 +59,7 @@ def generate_command(
     if chosen is None or compare:
         made["uncached"] = _timed(console, "uncached", lambda: generate(pipe, work.pictures(), work))
     if chosen is not None:
-        with accelerate(pipe, chosen) as run:
+        with accelerate(pipe, chosen, others) as run:
             made["plan"] = _timed(console, "by the plan", lambda: generate(pipe, work.pictures(), work))
             print(run.summary())
     for kind, images in made.items():

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -37,8 +37,17 @@ from festina.names import parse
 from festina.plan import Plan, enclosing_sites
 from festina.sites import find_denoiser
 
+if TYPE_CHECKING:
+    from festina.executor.teleporting import Teleport
+    from festina.samplers.teleportation import GaussianStatistics
 
-def apply(pipe: Any, plan: Plan | str | PathLike[str], models: Mapping[str, nn.Module] = MappingProxyType({})) -> Run:
+
+def apply(
+    pipe: Any,
+    plan: Plan | str | PathLike[str],
+    models: Mapping[str, nn.Module] = MappingProxyType({}),
+    statistics: GaussianStatistics | str | PathLike[str] | None = None,
+) -> Run:
     """Make a pipeline run by a plan until `remove`.
 
     Where a pipeline has several denoisers of one class with the plan's sites (two experts for noisy and for clean
@@ -49,10 +58,11 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str], models: Mapping[str, nn.M
         pipe: a diffusers pipeline, or a bare denoiser (then drive the clock by `Run.start` and `Run.next_step`).
         plan: a plan or the path of a plan file.
         models: the denoisers that the plan calls in the place of the pipeline's own, by the names that it has for them.
+        statistics: of the model's clean latents, or the path of their file, where the plan's solver starts "gaussian".
 
     Raises:
-        FestinaError: the plan is for another denoiser or cannot be run, a model is missing or not called, or the
-            pipeline is accelerated already. The pipeline is then as it was.
+        FestinaError: the plan is for another denoiser or cannot be run, models or statistics are missing or not used,
+            or the pipeline is accelerated already. The pipeline is then as it was.
     """
     plan = (plan if isinstance(plan, Plan) else Plan.load(plan)).canonical()
     denoisers = denoisers_of(pipe)
@@ -60,6 +70,7 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str], models: Mapping[str, nn.M
     own = getattr(pipe, "scheduler", None) if pipe is not first else None
     scheduler = solving(own, plan)
     check_models(uncompiled(first), plan, models)
+    carries = _carrying(plan, scheduler, statistics)
     run = Run(plan, first, columns_of(uncompiled(first), plan), pipe if pipe is not first else None, models)
     check_gate(uncompiled(first), plan)
     check_ahead(uncompiled(first), plan, run.columns)
@@ -80,8 +91,20 @@ def apply(pipe: Any, plan: Plan | str | PathLike[str], models: Mapping[str, nn.M
     except BaseException:
         attached.detach()
         raise
-    run.before_start = attached.follow
+    run.before_start, run.teleport = attached.follow, carries
     return run
+
+
+def _carrying(
+    plan: Plan, scheduler: Any, statistics: GaussianStatistics | str | PathLike[str] | None
+) -> Teleport | None:
+    """What carries the first sample of a run; see `festina.executor.teleporting.teleporting`."""
+    if plan.solver is None and statistics is None:
+        return None
+    # It wants diffusers' schedulers, which take seconds to import.
+    from festina.executor.teleporting import teleporting
+
+    return teleporting(plan, scheduler, statistics)
 
 
 def remove(pipe: Any) -> None:
@@ -99,10 +122,13 @@ def remove(pipe: Any) -> None:
 
 @contextmanager
 def accelerate(
-    pipe: Any, plan: Plan | str | PathLike[str], models: Mapping[str, nn.Module] = MappingProxyType({})
+    pipe: Any,
+    plan: Plan | str | PathLike[str],
+    models: Mapping[str, nn.Module] = MappingProxyType({}),
+    statistics: GaussianStatistics | str | PathLike[str] | None = None,
 ) -> Iterator[Run]:
     """`apply` on entry, `remove` on exit, also after an exception. Yields the run, for its report."""
-    run = apply(pipe, plan, models)
+    run = apply(pipe, plan, models, statistics)
     try:
         yield run
     finally:

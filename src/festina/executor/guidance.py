@@ -3,7 +3,8 @@
 A pipeline combines what its denoiser says with the caption and without it. In a step whose plan leaves a branch out,
 the denoiser runs for one of them and its answer stands for the other too, so that what the pipeline makes of both is
 that answer; or the other is made of it and of the difference of an older step. Where both run, their difference may be
-scaled. Nothing of the pipeline is changed.
+scaled. Of three branches, of a pipeline that guides by two conditions, the middle one may be left out. Nothing of the
+pipeline is changed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch.utils._pytree import tree_map
 from festina.errors import FestinaError
 from festina.executor.calls import Arguments, Leaves, changed_arguments, same_values
 from festina.executor.clock import StepClock
+from festina.executor.conditions import kept_thirds
 from festina.executor.difference import KEPT, Difference, check_rows, copied, half_of, joined
 from festina.executor.layout import Layout
 from festina.executor.store import Store
 from festina.plan import ALL, CONDITIONAL, MERGED, Plan
-from festina.records import DIFFERENCE, one_kind
+from festina.records import DIFFERENCE, JOINT, one_kind
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class GuidanceRun:
         if branches == ALL and not self.difference.changes_step:
             self._run_all()
             return call(args, kwargs)
+        if branches == JOINT:
+            return self._outer_thirds(call, args, kwargs, leaves)
         sample = leaves.get(self.layout.sample)
         if self.layout.batched(leaves, self.clock.context) and isinstance(sample, Tensor):
             self._changed = self._changed or branches != ALL or self.difference.factor() != 1
@@ -109,8 +113,9 @@ class GuidanceRun:
         if self._changed:
             raise FestinaError(
                 f"the plan changes guidance in the first step, and this pipeline gave its denoiser the same latents "
-                f"twice there. But its sampler steps on all {len(sample)} rows: they are pictures of equal noise. Give "
-                f"each picture noise of its own, or use a plan that leaves guidance alone in the first step."
+                f"{self.layout.times} there. But its sampler steps on all {len(sample)} rows: they are pictures of "
+                f"equal noise. Give each picture noise of its own, or use a plan that leaves guidance alone in the "
+                f"first step."
             )
         self.store.trim(self.clock.branch, KEPT, 0)
 
@@ -137,6 +142,23 @@ class GuidanceRun:
             return joined(answer, answer)
         other = self.difference.again(branch, answer, self.clock.passes == passes)
         return joined(answer, other) if self.conditional_first else joined(other, answer)
+
+    def _outer_thirds(self, call: Callable[..., Any], args: Any, kwargs: Any, leaves: Leaves) -> Any:
+        """Answer a batched call, of three rows for each picture, by those with both conditions and with none."""
+        thirds = self.layout.thirds(leaves)
+        goes_on = self._goes_on(JOINT)
+        if thirds is None:
+            return call(args, kwargs)
+        if self._calls > 1:
+            raise FestinaError(
+                "the plan leaves a branch of guidance out, but this pipeline calls its denoiser again in a step beside "
+                "the call with all branches. Use a plan that leaves guidance alone on it."
+            )
+        self._changed = True
+        if goes_on:
+            self.store.change(self.clock.branch, kept_thirds, but=KEPT)
+        both, bare = thirds.ends(call(*thirds.without_middle(args, kwargs)))
+        return thirds.whole(both, self.difference.both(self.clock.branch, both, bare))
 
     def _calls_apart(
         self, branches: str, call: Callable[..., Any], args: Any, kwargs: Any, sample: Any, names: Set[str]

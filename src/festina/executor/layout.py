@@ -12,6 +12,7 @@ from torch import Tensor
 
 from festina.errors import FestinaError
 from festina.executor.calls import Leaves, same_values
+from festina.executor.conditions import Thirds, thirds_of
 
 CONDITIONAL_FIRST = frozenset(
     {
@@ -61,6 +62,7 @@ class Layout:
         self._batched: bool | None = None
         self._given: tuple[int, ...] = ()
         self._stepped: tuple[int, ...] = ()
+        self._thirds: Thirds | None = None
 
     def batched(self, leaves: Leaves, context: str | None) -> bool:
         """Whether the calls of this run hold the rows of both branches.
@@ -81,14 +83,45 @@ class Layout:
                 self._batched = guides_in_one_call(sample)
         return self._batched
 
+    def thirds(self, leaves: Leaves) -> Thirds | None:
+        """The rows of a call in which the pipeline guides by two conditions; None if it says that it does not guide.
+
+        Args:
+            leaves: what the present call was given.
+
+        Raises:
+            FestinaError: the call is no such one.
+        """
+        if self._says_unguided():
+            return None
+        sample = leaves.get(self.sample)
+        rows = len(sample) if isinstance(sample, Tensor) and sample.ndim else 0
+        if self._thirds is None or self._thirds.rows != rows:
+            self._thirds = thirds_of(self.sample, leaves)
+            self._given = tuple(sample.shape) if isinstance(sample, Tensor) else ()
+        if self._thirds is None or not self._thrice():
+            raise FestinaError(
+                f"the plan runs two of three branches of guidance, for both of two conditions and for none, but what "
+                f"this pipeline gives its denoiser as {self.sample!r} is not three rows for each picture of which "
+                f"these two can be told. Use a plan without the branches 'joint' on it."
+            )
+        return self._thirds
+
+    @property
+    def times(self) -> str:
+        """How often a call of this run is taken to hold the same latents, in words."""
+        return "twice" if self._thirds is None else "three times"
+
     def taken_back(self, sample: Any) -> bool:
         """Take note of the latents that the sampler steps on in the first step.
 
         Returns:
-            whether that step's call was taken for one with both branches, and is none.
+            whether that step's call was taken for one with several branches, and is none.
         """
         if isinstance(sample, Tensor) and not self._steps_on_both:
             self._stepped = tuple(sample.shape)
+        if self._thirds is not None:
+            return not self._thrice()
         wrong = bool(self._batched) and _as_many(self._given, self._stepped)
         self._batched = False if wrong else self._batched
         return wrong
@@ -97,6 +130,15 @@ class Layout:
         """Whether the pipeline says that no call of it holds both branches."""
         if (context or "").removeprefix("pred_") in ("cond", "uncond"):
             return True
+        return self._says_unguided()
+
+    def _thrice(self) -> bool:
+        """Whether the denoiser is given three rows for each one that the sampler steps on, as far as that is known."""
+        known = len(self._stepped) == len(self._given)
+        return not known or self._given[0] == 3 * self._stepped[0]
+
+    def _says_unguided(self) -> bool:
+        """Whether the pipeline says that it does not guide."""
         guides = getattr(self._pipe and self._pipe(), "do_classifier_free_guidance", None)
         return guides is not None and not guides
 
@@ -136,7 +178,8 @@ def check_layout(name: str, leaves: Leaves) -> None:
     found = ""
     if isinstance(sample, Tensor) and sample.ndim and len(sample) % 3 == 0 and not guides_in_one_call(sample):
         first, *others = sample.chunk(3)
-        found = "three times" if all(torch.equal(first, other) for other in others) else ""
+        three = all(torch.equal(first, other) for other in others) or thirds_of(name, leaves) is not None
+        found = "three times" if three else ""
     elif listed and not odd and all(map(same_values, listed[:middle], listed[middle:])):
         found = "twice in a list"
     if found:

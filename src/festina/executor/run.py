@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -28,6 +28,9 @@ from festina.executor.tokens import TokenRun
 from festina.plan import COMPUTE, SKIP, Plan
 from festina.trace import Call
 
+if TYPE_CHECKING:
+    from festina.executor.teleporting import Teleport
+
 
 class Run:
     """A plan at work on one denoiser, or on the several of one pipeline. Made by `apply`; also the explicit clock of a
@@ -44,6 +47,7 @@ class Run:
         before_start: called before each run: whether everything is still in its place.
         revise: makes of the guided output that a scheduler is given in a step what it steps with; None leaves it. For
             calibrations.
+        teleport: carries the first sample to the level at which the plan's solver begins; None leaves it.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Run:
         self.calls: dict[Signature, CallRecord] = {}
         self.before_start: Callable[[], None] = lambda: None
         self.revise: Callable[[Any], Any] | None = None
+        self.teleport: Teleport | None = None
         self._denoiser, self._models = denoiser, models
         self._others: dict[str, dict[Signature, CallRecord]] = {}
         self._names = parameter_names(denoiser)
@@ -200,6 +205,9 @@ class Run:
         """
         leaves = leaves_of(self._names, args, kwargs)
         self._begin_call(leaves, denoiser, name)
+        if self.teleport is not None and not self.clock.ended:
+            args, kwargs = self.teleport.of_call(self._names, args, kwargs)
+            leaves = leaves_of(self._names, args, kwargs)
         self._record(Call(args, kwargs)).asked += 1
 
         def compute(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

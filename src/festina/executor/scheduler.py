@@ -59,6 +59,13 @@ class Link:
         if self.run is not None and entry is not None:
             self.run.begin_at(int(entry))
 
+    def carried(self, sample: Any) -> Any:
+        """The sample that a scheduler steps from, as the run wants it: in its first step perhaps another one."""
+        run = self.run
+        if run is None or run.teleport is None or run.clock.ended or not run.clock.running:
+            return sample
+        return run.teleport.of(sample)
+
     def revised(self, scheduler: Any, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments of a scheduler's step as the run wants them: with another output of the denoiser, if any."""
         run = self.run
@@ -166,10 +173,19 @@ def ending_step(link: Link, scheduler: Any) -> Listening:
         place = places.get(name, usual)
         return kwargs[name] if name in kwargs else args[place] if place < len(args) else None
 
+    def changed(args: tuple[Any, ...], kwargs: dict[str, Any], sample: Any) -> Arguments:
+        place = places.get("sample", 2)
+        if "sample" in kwargs:
+            return args, {**kwargs, "sample": sample}
+        return (*args[:place], sample, *args[place + 1 :]), kwargs
+
     def step(method: Listening, *args: Any, **kwargs: Any) -> Any:
         try:
             timestep, sample = given("timestep", 1, args, kwargs), given("sample", 2, args, kwargs)
             args, kwargs = method.link.revised(method.owner, timestep, args, kwargs)
+            if (carried := method.link.carried(sample)) is not sample:
+                sample = carried
+                args, kwargs = changed(args, kwargs, carried)
             result = method.__wrapped__(*args, **kwargs)
             return method.link.end_step(method.owner, timestep, sample, result)
         except BaseException:

@@ -13,7 +13,9 @@ from festina.methods.ltc_accel import ltc_accel, released_interval, replayed_ste
 from festina.methods.magcache import magcache, resample_ratios
 from festina.methods.pab import pab
 from festina.methods.smoothcache import smoothcache
+from festina.methods.solver import solver
 from festina.methods.step_mask import step_mask
+from festina.methods.t_stitch import t_stitch
 from festina.methods.taylorseer import taylorseer
 from festina.methods.teacache import fit_curve, teacache
 from festina.methods.tgate import tgate
@@ -41,7 +43,9 @@ __all__ = [
     "replayed_steps",
     "resample_ratios",
     "smoothcache",
+    "solver",
     "step_mask",
+    "t_stitch",
     "taylorseer",
     "teacache",
     "tgate",

@@ -74,7 +74,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         check_solver(solver, solver_order, corrector, largest_step_ratio)
         shown = {key: value for key, value in made.config.items() if key not in self.config and key not in _HIDDEN}
         self.register_to_config(**{key: value for key, value in shown.items() if not key.startswith("_")})
-        self.init_noise_sigma = self.frame.initial_scale
+        # Pipelines multiply the latents that they are given by it, and given ones already lie at their level.
+        given = self.table is not None and self.table.start == "given"
+        self.init_noise_sigma = 1.0 if given else self.frame.initial_scale
         self.num_inference_steps: int | None = None
         self.timesteps = made.timesteps
         self.sigmas = torch.zeros(0)

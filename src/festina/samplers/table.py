@@ -12,15 +12,16 @@ from typing import Any
 
 from festina.errors import FestinaError
 from festina.samplers.coefficients import kind_of
-from festina.samplers.frames import Frame
+from festina.samplers.frames import Frame, NoiseLevel
 from festina.samplers.interpolation import check_ratio
 from festina.strict import is_number
 
-__all__ = ["LinearWeights", "SolverStep", "SolverTable", "check_solver"]
+__all__ = ["LinearWeights", "SolverStep", "SolverTable", "check_solver", "level_within"]
 
 CALLS = ("network", "extrapolate", "delete")
 REFERENCES = ("first", "previous")
 FORMS = ("data", "noise", "output")
+STARTS = ("noise", "given", "gaussian")
 
 _NEAR = 2e-3
 """Share by which a level may miss the model's largest: published levels are rounded (Align Your Steps), and the flow
@@ -103,16 +104,23 @@ class SolverTable:
         before_shift: whether the levels of a flow model are meant before the scheduler's shift, so that a shift that
             depends on the size of the picture can be applied at run time. Otherwise they are used as they are. Not with
             a step that has a network time of its own, which would stay where it is.
+        start: how a run's first sample comes to lie at the first level. "noise": it is pure noise at the model's
+            largest level, and the table begins there. "given": the caller's latents lie at the first level, as those of
+            `festina.samplers.warm_start` do. "gaussian": it is pure noise at the model's largest level, which whoever
+            runs the table carries to the first one by `festina.samplers.teleportation`; `PlanScheduler` alone does not.
     """
 
     steps: tuple[SolverStep, ...]
     final_noise: float = 0.0
     before_shift: bool = False
+    start: str = "noise"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         if not self.steps or self.steps[0].call != "network":
             raise FestinaError('a table begins with a step whose call is "network".')
+        if self.start not in STARTS:
+            raise FestinaError(f"no start of a table is called {self.start!r}. Use one of {', '.join(STARTS)}.")
         noises = [step.noise for step in self.steps] + [self.final_noise]
         for place, (noise, following) in enumerate(pairwise(noises)):
             if following > noise or noise <= 0 or following < 0:
@@ -137,7 +145,7 @@ class SolverTable:
     def at_noises(self, noises: Sequence[float]) -> SolverTable:
         """The same steps at other levels, one per step; the final level stays."""
         moved = [replace(step, noise=float(noise)) for step, noise in zip(self.steps, noises, strict=True)]
-        return SolverTable(tuple(moved), self.final_noise)
+        return SolverTable(tuple(moved), self.final_noise, start=self.start)
 
     def at_own_times(self) -> SolverTable:
         """The same steps, in each of which the network is told the time that belongs to the level."""
@@ -150,12 +158,7 @@ class SolverTable:
             FestinaError: a level the model does not have, or a shift that its family does not know.
         """
         for step in self.steps:
-            frame.level(step.noise)
-            if step.noise > frame.largest_noise * (1 + _NEAR):
-                raise FestinaError(
-                    f"the model's largest noise level is {frame.largest_noise:g}, and a step begins at {step.noise:g}. "
-                    "Use levels up to the largest."
-                )
+            level_within(frame, step.noise, "a step begins at")
         if self.before_shift and frame.family != "flow":
             raise FestinaError("before_shift is for flow models, this model has no shift. Set it to False.")
         return self
@@ -164,21 +167,23 @@ class SolverTable:
         """Make sure that a run's first sample is read as what it is: pure noise at the model's largest level.
 
         Variance-preserving models may begin below it, as they do on diffusers' "leading" timesteps: their first sample
-        has unit variance at every level.
+        has unit variance at every level. With a `start` other than "noise" any table may.
 
         Raises:
-            FestinaError: the first level of a flow or EDM model is not its largest.
+            FestinaError: the table of a flow or EDM model starts from noise, and not at the model's largest level.
         """
         first, largest = self.steps[0].noise, frame.largest_noise
-        if frame.family != "variance_preserving" and abs(first - largest) > largest * _NEAR:
+        if self.start != "noise" or frame.family == "variance_preserving":
+            return
+        if abs(first - largest) > largest * _NEAR:
             raise FestinaError(
                 f"the table begins at the noise level {first:g}, and the first sample of this model is made at "
                 f"{largest:g}. Give the first step the noise {largest:g}; a lower one can only be begun at midway, as "
-                "image-to-image pipelines do."
+                'image-to-image pipelines do, or by a table whose start is "given" or "gaussian".'
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, texts and numbers; what a step leaves at its default is left out."""
+        """Plain lists, texts and numbers; a start from noise and what a step leaves at its default are left out."""
         steps = []
         for step in self.steps:
             record = {
@@ -189,7 +194,8 @@ class SolverTable:
             if step.linear is not None:
                 record["linear"] = {**asdict(step.linear), "outputs": list(step.linear.outputs)}
             steps.append(record)
-        return {"steps": steps, "final_noise": self.final_noise, "before_shift": self.before_shift}
+        start = {} if self.start == "noise" else {"start": self.start}
+        return {"steps": steps, "final_noise": self.final_noise, "before_shift": self.before_shift, **start}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SolverTable:
@@ -207,6 +213,21 @@ class SolverTable:
                 values["linear"] = LinearWeights(**weights)
             steps.append(SolverStep(**values))
         return cls(**{**whole, "steps": tuple(steps)})
+
+
+def level_within(frame: Frame, noise: float, said: str) -> NoiseLevel:
+    """The level that a scheduler calls `noise`, if the model has it.
+
+    Raises:
+        FestinaError: it has not; the message says before the number what was asked for.
+    """
+    level = frame.level(noise)
+    if noise > frame.largest_noise * (1 + _NEAR):
+        raise FestinaError(
+            f"the model's largest noise level is {frame.largest_noise:g}, and {said} {noise:g}. Use levels up to the "
+            "largest."
+        )
+    return level
 
 
 def check_solver(solver: str, order: int, corrector: bool, largest_step_ratio: float | None) -> None:
