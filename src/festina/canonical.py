@@ -20,6 +20,7 @@ from festina.records import (
     DIFFERENCE,
     FORECASTS,
     GATED,
+    JOINT,
     PARTIAL,
     REUSE,
     Step,
@@ -62,7 +63,7 @@ def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, 
     rows: list[Step] = []
     for index, (step, branches) in enumerate(zip(steps, _canonical_branches(steps), strict=True)):
         # One answer that stands for both is the same at any strength.
-        guidance = float(step.guidance) + 0.0 if branches in (ALL, DIFFERENCE) else 1.0
+        guidance = float(step.guidance) + 0.0 if branches in (ALL, DIFFERENCE, JOINT) else 1.0
         if step.replays and index:
             # Whatever it says of sites or branches, the denoiser is not called; it is as the step before left it.
             actions = REUSE * len(sites)
@@ -87,7 +88,7 @@ def canonical_steps(sites: Sequence[str], steps: Sequence[Step]) -> tuple[Step, 
         # A step without `T` has no shares.
         kept = [share if action == PARTIAL else 0.0 for action, share in zip(row, step.shares, strict=False)]
         shares = tuple(kept) if PARTIAL in row else ()
-        ahead = 0 if branches == DIFFERENCE else step.ahead
+        ahead = 0 if branches in (DIFFERENCE, JOINT) else step.ahead
         made = replace(step, actions="".join(row), shares=shares, replay=None, branches=branches, guidance=guidance)
         rows.append(replace(made, ahead=ahead))
     return tuple(cut_ahead(sites, rows))

@@ -18,8 +18,8 @@ from torch import nn
 
 from festina.errors import FestinaError
 from festina.names import FEATURE
-from festina.plan import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, SKIP, Plan, enclosing_sites
-from festina.records import difference_kept, one_kind
+from festina.plan import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, SKIP, Plan, Step, enclosing_sites
+from festina.records import JOINT, difference_kept, one_kind
 from festina.sites import Site, block_sites, component_sites, region_sites, resolve
 from festina.sites.regions import kept_leaves
 from festina.token_cost import TokenPrice, maps_of, partial_sites, side_tensors, token_prices
@@ -75,8 +75,8 @@ def plan_macs(plan: Plan, table: MacTable, models: Mapping[str, Macs] = MappingP
 
     Sites the plan does not name compute in every step. Serving a value costs nothing, and a step that replays the last
     answer costs nothing at all. Where a gate decides, this is the price if it never serves; what a run cost says
-    `festina.RunReport`. A step that runs for one branch of guidance costs half: the price is that of a guided run. Maps
-    of attention by which tokens are chosen are counted.
+    `festina.RunReport`. A step that runs for one of two branches of guidance costs half, one that runs for two of three
+    two thirds: the price is that of a guided run. Maps of attention by which tokens are chosen are counted.
 
     Args:
         plan: the plan.
@@ -93,31 +93,39 @@ def plan_macs(plan: Plan, table: MacTable, models: Mapping[str, Macs] = MappingP
     if unknown := plan.models - set(models):
         raise FestinaError(f"the plan calls the models {sorted(unknown)}; wanted the price of a call of each.")
     served = _visited(plan) & ~np.isin(plan.table(), [COMPUTE, GATED, PARTIAL])
-    # In halves of a step, as that is what a step for one branch is.
-    each = [0 if step.replays else 2 if step.branches == ALL else 1 for step in plan.steps]
-    others = [models[step.model] * half for step, half in zip(plan.steps, each, strict=True) if step.model]
-    halves = np.array([half if step.visits else 0 for step, half in zip(plan.steps, each, strict=True)])
-    full = sum(others, table.full * int(halves.sum()))
+    each = [0 if step.replays else _sixths(step) for step in plan.steps]
+    others = [models[step.model] * part for step, part in zip(plan.steps, each, strict=True) if step.model]
+    parts = np.array([part if step.visits else 0 for step, part in zip(plan.steps, each, strict=True)])
+    full = sum(others, table.full * int(parts.sum()))
     linear, attention = full.linear, full.attention
-    for name, times in zip(plan.sites, (halves @ served).tolist(), strict=True):
+    for name, times in zip(plan.sites, (parts @ served).tolist(), strict=True):
         linear -= times * table.sites[name].linear
         attention -= times * table.sites[name].attention
-    less = _by_token(plan, table, halves.tolist())
-    return Macs((linear - less.linear) // 2, (attention - less.attention) // 2)
+    less = _by_token(plan, table, parts.tolist())
+    return Macs((linear - less.linear) // _WHOLE, (attention - less.attention) // _WHOLE)
 
 
-def _by_token(plan: Plan, table: MacTable, halves: Sequence[int]) -> Macs:
-    """What a canonical plan saves by computing for some tokens only, less the maps it chooses them by; in halves."""
+_WHOLE = 6
+"""A step is priced in sixths: one for one of two branches is half of it, one for two of three branches two thirds."""
+
+
+def _sixths(step: Step) -> int:
+    """What a step that calls a denoiser runs of a guided call's rows."""
+    return {ALL: _WHOLE, JOINT: 4}.get(step.branches, 3)
+
+
+def _by_token(plan: Plan, table: MacTable, parts: Sequence[int]) -> Macs:
+    """What a canonical plan saves by computing for some tokens only, less the maps it chooses them by; in sixths."""
     partial, less = partial_sites(plan), Macs(0, 0)
     if missing := [name for name in partial if name not in table.tokens]:
         raise FestinaError(f"{missing[0]!r} has no price by token; wanted a feed-forward or a cross-attention.")
     for name in partial:
         index = plan.sites.index(name)
-        for step, half in zip(plan.steps, halves, strict=True):
+        for step, part in zip(plan.steps, parts, strict=True):
             if step.actions[index] == PARTIAL:
-                less += table.tokens[name].passed_by(step.shares[index]) * half
+                less += table.tokens[name].passed_by(step.shares[index]) * part
     for name, (computes, kept) in maps_of(plan, {name: table.tokens[name].attention for name in partial}).items():
-        taken = sum(half for half, *both in zip(halves, computes, kept, strict=True) if all(both))
+        taken = sum(part for part, *both in zip(parts, computes, kept, strict=True) if all(both))
         less -= Macs(0, table.sites[name].attention // 2) * taken
     return less
 
@@ -160,7 +168,8 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
     """Most bytes the store holds at once in a run by the plan.
 
     Sites are visited in execution order, in one call per branch and step. A value is stored where it is computed and
-    freed right after its last read (`values_held`). In a step for one branch of guidance half is kept: of a guided run.
+    freed right after its last read (`values_held`). In a step for one branch of guidance half is kept, in one for two
+    of three two thirds: of a guided run.
     What a step answers ahead is kept too, from that step until it is given out, and so is what is replayed, and the
     difference of guidance from the step that makes it to the last one that uses it again.
 
@@ -179,9 +188,9 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
     before, total, most, kind, answered = np.zeros_like(numbers), 0, 0, ALL, 0
     difference, wanted = 0, difference_kept(steps)
     for place, (step, after) in enumerate(zip(steps, held, strict=True)):
-        all_run = step.branches == ALL
+        all_run, part = step.branches == ALL, _sixths(step)
         replayed_next = place + 1 < len(steps) and steps[place + 1].replays
-        last = answer if all_run else branches * answer // 2
+        last = answer if all_run else branches * answer * part // _WHOLE
         newest = branches * answer // 2 if all_run and not step.replays else difference
         if step.model:
             # Nothing that was stored is read again.
@@ -197,11 +206,11 @@ def held_bytes(plan: Plan, denoiser: nn.Module, traced: CallTrace, itemsize: int
             most = max(most, total + difference)
             continue
         if kind == ALL and not all_run:
-            # What was stored for all branches is fitted to one before its first site is visited.
-            total //= 2
+            # What was stored for all branches is fitted to fewer before its first site is visited.
+            total = total * part // _WHOLE
         elif one_kind(step.branches) != kind:
             before, total = np.zeros_like(before), 0
-        each = [numbers] * branches if all_run else [numbers * branches // 2]
+        each = [numbers] * branches if all_run else [numbers * branches * part // _WHOLE]
         for size in each:
             course = total + ((during[place] - before) * size).cumsum()
             most = max(most, difference + int(course.max(initial=0)))

@@ -2,8 +2,8 @@
 
 Schema 2 added `basis`, `gate` and, in plans that want them, `tokens` and, in their steps, `branches`, `injected`,
 `ahead` and `shares`; files of schema 1 are read as plans that have none of them. Schema 3 added `replay`, `guidance`
-and the branches `difference` to steps, schema 4 added `solver`, and `model` to steps. A plan that has none of these is
-written as before, so that its file stays what it was and older versions can read it.
+and the branches `difference` to steps, schema 4 added `solver`, and `model` and the branches `joint` to steps. A plan
+that has none of these is written as before, so that its file stays what it was and older versions can read it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from festina.forecasts import NEWTON
 from festina.gates import Gate
 from festina.plan import ALL, Measurement, Plan, Step, want
-from festina.records import DIFFERENCE
+from festina.records import DIFFERENCE, JOINT
 from festina.strict import is_number, read_json
 from festina.tokens import Tokens
 
@@ -50,7 +50,7 @@ def text_of(plan: Plan) -> str:
 
 def _version_of(plan: Plan) -> int:
     """The first schema that has words for all of a plan."""
-    if plan.solver is not None or plan.models:
+    if plan.solver is not None or plan.models or any(step.branches == JOINT for step in plan.steps):
         return SCHEMA
     third = any(step.replays or step.guidance != 1 or step.branches == DIFFERENCE for step in plan.steps)
     return _THIRD if third else _USUAL
@@ -146,8 +146,8 @@ def _read_step(number: int, record: Any, version: int) -> Step:
     want(is_number(record["noise"]), f"'noise' of step {number} is a number")
     want(isinstance(record["actions"], str), f"'actions' of step {number} is a text")
     want(isinstance(whole["branches"], str), f"'branches' of step {number} is a text")
-    known_then = version >= _THIRD or whole["branches"] != DIFFERENCE
-    want(known_then, f"step {number} has branches {DIFFERENCE!r}, which schema {version} does not know")
+    known_then = version >= {DIFFERENCE: _THIRD, JOINT: SCHEMA}.get(whole["branches"], 1)
+    want(known_then, f"step {number} has branches {whole['branches']!r:.40}, which schema {version} does not know")
     want(is_number(whole["injected"]), f"'injected' of step {number} is a number")
     want(type(whole["ahead"]) is int, f"'ahead' of step {number} is a whole number")
     numbers = isinstance(whole["shares"], list) and all(is_number(share) for share in whole["shares"])

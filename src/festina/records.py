@@ -15,11 +15,12 @@ COMPUTE, REUSE, SKIP, GATED, PARTIAL = "C", "R", "S", "G", "T"
 FORECASTS = "123456789"
 ACTIONS = COMPUTE + REUSE + SKIP + GATED + PARTIAL + FORECASTS
 
-ALL, CONDITIONAL, MERGED, DIFFERENCE = "all", "conditional", "merged", "difference"
-BRANCHES = (ALL, CONDITIONAL, MERGED, DIFFERENCE)
+ALL, CONDITIONAL, MERGED, DIFFERENCE, JOINT = "all", "conditional", "merged", "difference", "joint"
+BRANCHES = (ALL, CONDITIONAL, MERGED, DIFFERENCE, JOINT)
 """Which branches of guidance the denoiser runs for: all that the pipeline asks for; only the one with the caption,
-whose answer stands for the other; only one, with the mean of what was stored of both (T-GATE, arXiv 2404.02747); or
-only the one with the caption, the other one being its answer less what lay between both when both ran last."""
+whose answer stands for the other; only one, with the mean of what was stored of both (T-GATE, arXiv 2404.02747);
+only the one with the caption, the other one being its answer less what lay between both when both ran last; or, where a
+pipeline guides by two conditions, the one with both and the one with none (SpaText, arXiv 2211.14305)."""
 
 MAX_STEPS, MAX_NAME = 10_000, 512
 

@@ -1,4 +1,5 @@
-"""Guidance in some steps only, of another strength in each, or with the difference of an older step."""
+"""Guidance in some steps only, of another strength in each, with the difference of an older step, or by all conditions
+at once."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from festina.errors import FestinaError
 from festina.methods.columns import letters, plan_of_columns, want_whole
 from festina.methods.fora import every
 from festina.plan import ALL, CONDITIONAL, MAX_STEPS, Plan
-from festina.records import DIFFERENCE
+from festina.records import DIFFERENCE, JOINT
 from festina.sites import component_sites, find_denoiser
 from festina.strict import is_number
 
@@ -77,6 +78,29 @@ def guidance_reuse(pipe: Any, steps: int, interval: int) -> Plan:
     want_whole("the interval", interval, 1)
     branches = [DIFFERENCE if step % interval else ALL for step in range(steps)]
     return guided(_computing(pipe, steps, "guidance_reuse", {"interval": interval}), branches=branches)
+
+
+def joint_conditions(pipe: Any, steps: int, first: int, last: int) -> Plan:
+    """Guidance by all conditions together from one step to another, where the pipeline guides by two of them.
+
+    Such a pipeline runs its denoiser with both conditions (a), with one (m) and with none (n), and makes of the answers
+    n + s_1 (a - m) + s_2 (m - n). SpaText (arXiv 2211.14305) leaves those with some conditions out and has one
+    strength, n + s (a - n). In the steps said only a and n are run, two thirds of a call, and s is the pipeline's s_1,
+    as it is given n for m; `guided` puts factors on it.
+
+    Args:
+        pipe: a diffusers pipeline or its denoiser.
+        steps: sampling steps.
+        first, last: the first and the last step that is guided so, 0 <= first <= last < steps.
+
+    Raises:
+        FestinaError: a knob is out of its range.
+    """
+    want_whole("the number of steps", steps, 1, MAX_STEPS)
+    want_whole("the first step with joint conditions", first, 0, steps - 1)
+    want_whole("the last step with joint conditions", last, first, steps - 1)
+    branches = [JOINT if first <= step <= last else ALL for step in range(steps)]
+    return guided(_computing(pipe, steps, "joint_conditions", {"first": first, "last": last}), branches=branches)
 
 
 def guided(plan: Plan, factors: Sequence[float] | None = None, branches: Sequence[str] | None = None) -> Plan:

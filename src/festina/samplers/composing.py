@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from festina.errors import FestinaError
-from festina.records import ALL, COMPUTE, DIFFERENCE, GATED, PARTIAL, Step
+from festina.records import ALL, COMPUTE, DIFFERENCE, GATED, JOINT, PARTIAL, Step
 from festina.samplers.coefficients import kind_of
 from festina.samplers.table import SolverStep, SolverTable
 
@@ -70,7 +70,7 @@ def _outputs(steps: Sequence[Step]) -> list[_Output]:
     outputs: list[_Output] = []
     for step in steps:
         model = outputs[-1].model if step.replays else step.model
-        guided = step.branches in (ALL, DIFFERENCE) and step.guidance != 0
+        guided = step.branches in (ALL, DIFFERENCE, JOINT) and step.guidance != 0
         served = not step.model and not set(step.actions) & {COMPUTE, GATED, PARTIAL}
         outputs.append(_Output(model, guided, step.replays, served or step.replays))
     return outputs
