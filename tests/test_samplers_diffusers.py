@@ -5,8 +5,7 @@ import pytest
 import torch
 from samplers_toy import BETAS, levels_of, noise, output, run
 
-from festina.samplers import LinearWeights, PlanScheduler, SolverStep, SolverTable
-from festina.samplers.coefficients import contrast_weight, first_order
+from festina.samplers import PlanScheduler
 
 FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 CLOSE = 3e-6
@@ -154,32 +153,3 @@ def test_edm_euler():
         mine = ours.step(torch.tanh(ours.scale_model_input(mine, timestep)), timestep, mine).prev_sample
         theirs = source.step(said, timestep, theirs).prev_sample
     assert (mine - theirs).abs().max() < 1e-4  # samples begin at size 80
-
-
-def plms(scheduler, steps):
-    """PLMS as a table: the second call corrects the first step to the mean of two outputs (2202.09778, section 3.2)."""
-    scheduler.set_timesteps(steps)
-    noises, times = [float(value) for value in scheduler.sigmas.double()], scheduler.timesteps.tolist()
-    first, second = scheduler.frame.level(noises[0]), scheduler.frame.level(noises[1])
-    weight = contrast_weight(first, second) / 2
-    again = LinearWeights((weight, weight), "noise", previous=first_order(first, second, "noise")[0])
-    middle = SolverStep(noises[1], linear=again, network_time=times[1])
-    rest = [
-        SolverStep(noises[place], "adams_bashforth", min(4, place + 1), network_time=times[place])
-        for place in range(steps)
-    ]
-    return SolverTable((rest[0], middle, *rest[1:]), noises[-1])
-
-
-# With v, diffusers weighs the raw outputs of different times; the paper, and this table, weigh noise.
-@pytest.mark.parametrize("steps", [5, 10, 20])
-def test_plms(steps):
-    source = diffusers.PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **BETAS)
-    table = plms(PlanScheduler.from_scheduler(source), steps)
-    ours = PlanScheduler.from_scheduler(source, table)
-    ours.set_timesteps(steps + 1)
-    source.set_timesteps(steps)
-    assert torch.equal(ours.timesteps, source.timesteps)
-    levels = levels_of(ours)
-    start = noise()
-    assert (run(ours, levels, start, "epsilon") - run(source, levels, start, "epsilon")).abs().max() < 1e-5
