@@ -60,7 +60,7 @@ def linear_form(table: SolverTable, frame: Frame) -> SolverTable:
         SolverStep(noise, network_time=slot.network_time, linear=_weights(row[: place + 2]))
         for place, (noise, slot, row) in enumerate(zip(compiled.noises, compiled.slots, rows, strict=False))
     ]
-    return SolverTable(tuple(steps), table.final_noise)
+    return SolverTable(tuple(steps), table.final_noise, start=table.start)
 
 
 def fit_to_teacher(

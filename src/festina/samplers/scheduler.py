@@ -225,6 +225,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
         """The next sample.
 
@@ -235,11 +237,18 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             sample: current sample.
             generator: accepted for pipelines that pass one; nothing is drawn.
             return_dict: whether to return a `SchedulerOutput`, otherwise a tuple.
+            eta, use_clipped_model_output: of DDIM, which some pipelines pass: 0, and None or False.
 
         Raises:
-            FestinaError: no `set_timesteps` before it, a step after the last one, an output of another shape, or a run
-                from noise by a table whose first level is not that of the first sample.
+            FestinaError: DDIM's noise or clipping was asked for, no `set_timesteps` before it, a step after the last
+                one, an output of another shape, or a run from noise by a table whose first level is not that of the
+                first sample.
         """
+        if eta != 0 or use_clipped_model_output:
+            raise FestinaError(
+                f"eta {eta:g} and use_clipped_model_output {use_clipped_model_output} were asked for, but a "
+                "PlanScheduler adds no noise and clips nothing. Leave both alone, or keep the pipeline's scheduler."
+            )
         index = self._begin(timestep) if self._step_index is None else self._step_index
         assert self._run is not None
         result = self._run.step(model_output, sample)

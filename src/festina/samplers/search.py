@@ -146,10 +146,11 @@ class _Search:
         steps = table.steps
         plain = all(step.call == "network" and step.linear is None and step.contrast == 0 for step in steps)
         on_levels = steps[0].noise == self.levels[0] and {step.noise for step in steps} <= set(self.levels)
-        if not (plain and on_levels and len(steps) == self.calls and table.final_noise == 0 and not table.before_shift):
+        usual = table.final_noise == 0 and not table.before_shift and table.start == "noise"
+        if not (plain and on_levels and len(steps) == self.calls and usual):
             raise FestinaError(
-                f"a seed of the search is no table of {self.calls} plain steps on its levels that ends clean. Make it "
-                "with levels from the list that is searched, beginning with the first."
+                f"a seed of the search is no table of {self.calls} plain steps on its levels from noise to clean. Make "
+                "it with levels from the list that is searched, beginning with the first."
             )
 
     def judge(self, tables: Sequence[SolverTable]) -> None:

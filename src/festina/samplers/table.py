@@ -106,8 +106,8 @@ class SolverTable:
             a step that has a network time of its own, which would stay where it is.
         start: how a run's first sample comes to lie at the first level. "noise": it is pure noise at the model's
             largest level, and the table begins there. "given": the caller's latents lie at the first level, as those of
-            `festina.samplers.warm_start` do. "gaussian": it is pure noise at the model's largest level, which whoever
-            runs the table carries to the first one by `festina.samplers.teleportation`; `PlanScheduler` alone does not.
+            `festina.samplers.warm_start` do. "gaussian": it is pure noise at the model's largest level, which a plan
+            (`festina.apply`) carries to the first one by Gaussian statistics; `PlanScheduler` alone does not.
     """
 
     steps: tuple[SolverStep, ...]
