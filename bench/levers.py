@@ -1,0 +1,296 @@
+"""What step-level levers buy on a pipeline that ships, at equal network calls.
+
+Draws the same captions from the same noise with the pipeline's own scheduler at several numbers of steps; with some
+steps replayed (LTC-Accel with measured factors, replay with the factor 1), carried on in the latents, or deleted from
+the grid, each with everything computed and with every second call cached; with guidance in an interval, by a table or
+by its last difference; with a smaller denoiser in the first steps (T-Stitch, where one ships); and with the first steps
+left out, the noise carried over them by Gaussian statistics (teleportation). Prints, in Markdown, network calls, MACs,
+the reward of the judge, the PSNR to the uncached pictures and to those of many steps, and the Frechet distance of the
+judge's features to those of real renders. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from timing import Figures, at_least, device_named, markdown, run_program, save_record, tell
+from torch import Tensor, nn
+
+from festina import methods
+from festina.calibration.coherence import measure_coherence
+from festina.calibration.gaussian import generated_statistics
+from festina.cli.judging import fidelity_of, load_reward
+from festina.errors import FestinaError
+from festina.executor import accelerate
+from festina.metrics.distances import frechet_distance, psnr
+from festina.metrics.reward import scores_of
+from festina.plan import Plan
+from festina.samplers import PlanScheduler, SolverTable
+from festina.samplers.teleportation import GaussianStatistics
+from festina.search import Workload
+from festina.search.generation import call_of, generate
+from festina.sites import component_sites, find_denoiser
+from festina.zoo import SHIPPED, call_arguments, load, load_denoiser
+from festina.zoo.shipped import shipped
+
+FIRST_SEED, CAPTIONS, FIT_CAPTIONS = 6_000_000, 600, 601
+STARTS = (0.25, 0.65)
+"""Shares of the run after which every second step makes no call."""
+
+LEFT_OUT = (1, 2, 4, 6)
+"""First steps that teleportation leaves out."""
+
+SOLVERS = {"DPMSolverMultistepScheduler": ("data_released", 2)}
+"""The solver and order of a shipped pipeline's scheduler; that of the others is of the first order."""
+
+SIBLINGS = {"scenes": "scenes-small"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the pipeline.
+
+    Attributes:
+        lever: what is used.
+        name: with which setting.
+        steps: sampling steps that the pipeline is asked for.
+        plan: None for the untouched sampler.
+        models, statistics: as `festina.accelerate` takes them.
+    """
+
+    lever: str
+    name: str
+    steps: int
+    plan: Plan | None = None
+    models: Mapping[str, nn.Module] | None = None
+    statistics: GaussianStatistics | None = None
+
+    @property
+    def calls(self) -> int:
+        """Steps in which a denoiser is called."""
+        return self.steps if self.plan is None else sum(not step.replays for step in self.plan.canonical().steps)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a way reaches; MACs per picture, PSNR in dB."""
+
+    lever: str
+    name: str
+    calls: int
+    macs: int
+    reward: float
+    psnr_uncached: float
+    psnr_converged: float
+    frechet: float
+
+
+def main(arguments: Sequence[str] | None = None) -> Figures:
+    """The program; returns the figures it prints."""
+    asked = _parser().parse_args(arguments)
+    rows = measure(asked)
+    likeness = ("PSNR to uncached", f"PSNR to {asked.reference_steps} steps")
+    heads = ("lever", "setting", "network calls", "MACs per picture", "reward", *likeness, "Frechet distance")
+    cells = [
+        (
+            row.lever,
+            row.name,
+            row.calls,
+            f"{row.macs / 1e9:.2f} G",
+            f"{row.reward:.3f}",
+            _decibels(row.psnr_uncached),
+            _decibels(row.psnr_converged),
+            f"{row.frechet:.0f}",
+        )
+        for row in rows
+    ]
+    print(markdown(heads, cells))
+    found = {"rows": [asdict(row) for row in rows]}
+    save_record(asked, "levers", found, torch.device(asked.device))
+    return found
+
+
+def measure(asked: argparse.Namespace) -> list[Row]:
+    """Draw and judge every way.
+
+    Raises:
+        FestinaError: no such pipeline.
+    """
+    ours = shipped(asked.name)
+    if ours is None:
+        raise FestinaError(f"{asked.name!r} does not ship; there are {', '.join(SHIPPED)}.")
+    device = device_named(asked.device)
+    pipe = load(asked.name, device)
+    captions = ours.captions(asked.images, CAPTIONS)
+    seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(captions)))
+    work = Workload(captions, seeds, asked.steps, asked.guidance, asked.batch, call_arguments(pipe))
+    fit = ours.captions(asked.fit_images, FIT_CAPTIONS, without=captions)
+    reward, fidelity = load_reward("judge", asked.device, asked.name), fidelity_of(asked.name, captions, device)
+    uncached = generate(pipe, work.pictures(), work)
+    converged = generate(pipe, work.pictures(), replace(work, steps=asked.reference_steps))
+    rows = []
+    for way in ways(pipe, asked.name, work, fit):
+        if asked.levers and way.lever not in asked.levers:
+            continue
+        pictures, macs = drawn(pipe, way, work)
+        score = sum(scores_of(reward, pictures, captions, asked.batch)) / len(captions)
+        distance = frechet_distance(fidelity.features(pictures), fidelity.reference)
+        likeness = (_psnr(pictures, uncached), _psnr(pictures, converged))
+        rows.append(Row(way.lever, way.name, way.calls, macs, score, *likeness, distance))
+        tell(f"{way.lever}, {way.name}: {score:.3f} at {way.calls} calls")
+    return rows
+
+
+def drawn(pipe: Any, way: Way, work: Workload) -> tuple[Tensor, int]:
+    """Pictures, and the denoiser's MACs per picture of the last batch's run."""
+    plan = way.plan or _untouched(pipe, way.steps)
+    with accelerate(pipe, plan, way.models or {}, way.statistics) as run:
+        pictures = generate(pipe, work.pictures(), replace(work, steps=way.steps))
+        rows = len(work.pictures()) - (len(work.pictures()) - 1) // work.batch * work.batch
+        return pictures, round(run.report().macs / rows)
+
+
+def ways(pipe: Any, name: str, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
+    """Every way there is."""
+    steps = work.steps
+    called = {steps - len(_left(steps, start)) for start in STARTS} | {steps - left for left in LEFT_OUT}
+    counts = sorted(called | {round(share * steps) for share in (0.25, 0.4, 0.5)} | {steps})
+    for count in counts:
+        yield Way("fewer steps", f"{count} steps", count)
+    yield from _skipping(pipe, work, fit)
+    yield from _guided(pipe, steps)
+    if name in SIBLINGS:
+        small = {"small": load_denoiser(SIBLINGS[name], next(find_denoiser(pipe).parameters()).device)}
+        for share in (0.2, 0.4, 0.6, 0.8, 1.0):
+            yield Way("T-Stitch", f"small for {share:.0%}", steps, methods.t_stitch(pipe, steps, share), small)
+    yield from _teleported(pipe, work, fit)
+
+
+def _skipping(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
+    """Steps without a call, in four ways, each with and without a cache."""
+    steps, table = work.steps, own_table(pipe, work)
+    for start in STARTS:
+        left = _left(steps, start)
+        measured = _factors(pipe, work, fit, left)
+        for interval, words in ((1, ""), (2, ", every second call cached")):
+            after = f"after {start:.0%}{words}"
+            plan = _cached(pipe, steps, left, interval)
+            yield Way("replay", after, steps, plan.replaying(dict.fromkeys(left, 1.0)))
+            yield Way("LTC-Accel", after, steps, plan.replaying(measured))
+            for lever, call in (("extrapolated latents", "extrapolate"), ("deleted steps", "delete")):
+                changed = _with_call(table, left, call)
+                schedule = methods.fora(pipe, changed.calls, interval)
+                made = methods.solver(pipe, changed)
+                rows = zip(made.steps, schedule.steps, strict=True)
+                steps_made = tuple(replace(step, actions=row.actions) for step, row in rows)
+                yield Way(lever, after, changed.calls, replace(made, steps=steps_made))
+    for interval in (2, 3):
+        yield Way("FORA", f"interval {interval}", steps, methods.fora(pipe, steps, interval))
+
+
+def _cached(pipe: Any, steps: int, left: Sequence[int], interval: int) -> Plan:
+    """FORA's schedule over the steps that make a call; the others have none of their own."""
+    called = [step for step in range(steps) if step not in left]
+    rows = iter(methods.fora(pipe, len(called), interval).steps)
+    plan = _untouched(pipe, steps)
+    made = [
+        step if place in left else replace(step, actions=next(rows).actions) for place, step in enumerate(plan.steps)
+    ]
+    return replace(plan, steps=tuple(made), method="fora")
+
+
+def _guided(pipe: Any, steps: int) -> Iterator[Way]:
+    """Less guidance, and other guidance."""
+    for first, last in ((0, steps // 2), (0, 3 * steps // 4), (steps // 4, steps - 1), (steps // 4, 3 * steps // 4)):
+        plan = methods.guidance_interval(pipe, steps, first, last)
+        yield Way("guidance interval", f"steps {first} to {last}", steps, plan)
+    for every, factor in ((2, 1.0), (2, 1.5), (2, 2.0), (3, 2.0)):
+        factors = [0.0 if step % every else factor for step in range(steps)]
+        plan = methods.guidance_table(pipe, factors)
+        yield Way("guidance table", f"every {every}, times {factor:g}", steps, plan)
+    for interval in (2, 3, 4):
+        plan = methods.guidance_reuse(pipe, steps, interval)
+        yield Way("guidance difference", f"every {interval}", steps, plan)
+
+
+def _teleported(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
+    """The first steps left out, the noise carried over them by statistics of pictures that the pipeline drew."""
+    table = own_table(pipe, work)
+    strength, call = _call(pipe, work, fit)
+    statistics = generated_statistics(pipe, table, fit, len(fit) // 2, range(len(fit)), strength, call)
+    for left in LEFT_OUT:
+        later = replace(table, steps=table.steps[left:], start="gaussian")
+        plan = methods.solver(pipe, later)
+        yield Way("teleportation", f"{left} steps left out", later.calls, plan, None, statistics)
+
+
+def own_table(pipe: Any, work: Workload) -> SolverTable:
+    """The pipeline's own sampler as a table, after any shift, found in a run of one picture."""
+    own = pipe.scheduler
+    solver, order = SOLVERS.get(type(own).__name__, ("data", 1))
+    pipe.scheduler = PlanScheduler.from_scheduler(own, solver=solver, solver_order=order)
+    try:
+        generate(pipe, work.pictures()[:1], work)
+        table: SolverTable = pipe.scheduler.run_table
+    finally:
+        pipe.scheduler = own
+    return table.at_own_times()
+
+
+def _with_call(table: SolverTable, places: Sequence[int], call: str) -> SolverTable:
+    """The table with these steps making no call."""
+    steps = (replace(step, call=call) if place in places else step for place, step in enumerate(table.steps))
+    return replace(table, steps=tuple(steps))
+
+
+def _factors(pipe: Any, work: Workload, fit: Sequence[str], left: tuple[int, ...]) -> Mapping[int, float]:
+    strength, call = _call(pipe, work, fit)
+    return measure_coherence(pipe, fit[:4], work.steps, left, range(4), strength, call).mean_factors()
+
+
+def _call(pipe: Any, work: Workload, fit: Sequence[str]) -> tuple[float | None, dict[str, Any]]:
+    """The strength of guidance under the name that the pipeline has for it, and all else that its call wants."""
+    call = {**call_of(pipe, work, fit[:1]), **work.call}
+    strength = call.pop("guidance_scale", None)
+    return strength, {name: value for name, value in call.items() if name != "prompt"}
+
+
+def _left(steps: int, start: float) -> tuple[int, ...]:
+    return methods.replayed_steps(methods.released_interval(steps, start))
+
+
+def _untouched(pipe: Any, steps: int) -> Plan:
+    denoiser = find_denoiser(pipe)
+    return Plan.computing_all(type(denoiser).__name__, [site.name for site in component_sites(denoiser)], steps)
+
+
+def _psnr(pictures: Tensor, reference: Tensor) -> float:
+    """Mean of each picture's; infinite for equal pictures."""
+    return float(psnr(pictures, reference).mean())
+
+
+def _decibels(value: float) -> str:
+    return f"{value:.1f} dB" if value < 1000 else "the same"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="scenes", help=f"one of {', '.join(SHIPPED)}")
+    parser.add_argument("--levers", nargs="+", help="names as in the table (all)")
+    parser.add_argument("--steps", type=at_least(8), default=20, help="sampling steps (20)")
+    parser.add_argument("--images", type=at_least(2), default=64, help="pictures of each row (64)")
+    parser.add_argument("--fit-images", type=at_least(4), default=32, help="that statistics are made from (32)")
+    parser.add_argument("--reference-steps", type=at_least(2), default=100, help="of the own scheduler (100)")
+    parser.add_argument("--guidance", type=float, default=4.5, help="strength of classifier-free guidance (4.5)")
+    parser.add_argument("--batch", type=at_least(1), default=16, help="pictures per call (16)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--out", help="JSON file that receives the figures, with hardware and versions")
+    return parser
+
+
+if __name__ == "__main__":
+    run_program(main)
