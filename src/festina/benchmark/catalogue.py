@@ -253,6 +253,11 @@ CATALOGUE: tuple[Entry, ...] = (
         lambda pipe, steps, knobs, _: methods.guidance_reuse(pipe, steps, knobs["interval"]),
     ),
     Entry(
+        "joint_conditions",
+        lambda steps: tuple({"first": first, "last": steps - 1} for first in (0, steps // 4, steps // 2)),
+        lambda pipe, steps, knobs, _: methods.joint_conditions(pipe, steps, knobs["first"], knobs["last"]),
+    ),
+    Entry(
         "toca",
         _token_steps,
         lambda pipe, steps, knobs, _: methods.toca(pipe, steps, knobs["interval"], knobs["ratio"]),

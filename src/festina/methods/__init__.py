@@ -8,7 +8,7 @@ from festina.methods.dicache import dicache
 from festina.methods.faster_diffusion import faster_diffusion
 from festina.methods.first_block_cache import dbcache, first_block_cache
 from festina.methods.fora import fora
-from festina.methods.guidance import guidance_interval, guidance_reuse, guidance_table
+from festina.methods.guidance import guidance_interval, guidance_reuse, guidance_table, joint_conditions
 from festina.methods.ltc_accel import ltc_accel, released_interval, replayed_steps
 from festina.methods.magcache import magcache, resample_ratios
 from festina.methods.pab import pab
@@ -36,6 +36,7 @@ __all__ = [
     "guidance_interval",
     "guidance_reuse",
     "guidance_table",
+    "joint_conditions",
     "ltc_accel",
     "magcache",
     "pab",
