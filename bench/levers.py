@@ -12,6 +12,7 @@ judge's features to those of real renders. Nothing is timed.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -77,15 +78,15 @@ class Way:
 
 @dataclass(frozen=True)
 class Row:
-    """What a way reaches; MACs per picture, PSNR in dB."""
+    """What a way reaches; MACs per picture, PSNR in dB, None for the same pictures."""
 
     lever: str
     name: str
     calls: int
     macs: int
     reward: float
-    psnr_uncached: float
-    psnr_converged: float
+    psnr_uncached: float | None
+    psnr_converged: float | None
     frechet: float
 
 
@@ -175,6 +176,8 @@ def _skipping(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
     steps, table = work.steps, own_table(pipe, work)
     for start in STARTS:
         left = _left(steps, start)
+        if not left:
+            continue
         measured = _factors(pipe, work, fit, left)
         for interval, words in ((1, ""), (2, ", every second call cached")):
             after = f"after {start:.0%}{words}"
@@ -218,14 +221,16 @@ def _guided(pipe: Any, steps: int) -> Iterator[Way]:
 
 
 def _teleported(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
-    """The first steps left out, the noise carried over them by statistics of pictures that the pipeline drew."""
+    """The first steps left out: the noise carried over them by statistics of drawn pictures, and as if all were grey."""
     table = own_table(pipe, work)
     strength, call = _call(pipe, work, fit)
     statistics = generated_statistics(pipe, table, fit, len(fit) // 2, range(len(fit)), strength, call)
+    nothing = replace(statistics, mean=0 * statistics.mean, variances=0 * statistics.variances)
     for left in LEFT_OUT:
         later = replace(table, steps=table.steps[left:], start="gaussian")
         plan = methods.solver(pipe, later)
         yield Way("teleportation", f"{left} steps left out", later.calls, plan, None, statistics)
+        yield Way("teleportation by nothing", f"{left} steps left out", later.calls, plan, None, nothing)
 
 
 def own_table(pipe: Any, work: Workload) -> SolverTable:
@@ -268,13 +273,14 @@ def _untouched(pipe: Any, steps: int) -> Plan:
     return Plan.computing_all(type(denoiser).__name__, [site.name for site in component_sites(denoiser)], steps)
 
 
-def _psnr(pictures: Tensor, reference: Tensor) -> float:
-    """Mean of each picture's; infinite for equal pictures."""
-    return float(psnr(pictures, reference).mean())
+def _psnr(pictures: Tensor, reference: Tensor) -> float | None:
+    """Of the mean squared error over all pictures; None if they are the same."""
+    error = float((10 ** (psnr(pictures, reference) / -10)).mean())
+    return -10 * math.log10(error) if error else None
 
 
-def _decibels(value: float) -> str:
-    return f"{value:.1f} dB" if value < 1000 else "the same"
+def _decibels(value: float | None) -> str:
+    return "the same" if value is None else f"{value:.1f} dB"
 
 
 def _parser() -> argparse.ArgumentParser:

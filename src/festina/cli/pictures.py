@@ -22,6 +22,9 @@ def generate_command(
         str | None, typer.Option(help="A plan file, or a plan that ships, such as scenes/fast. None: uncached.")
     ] = None,
     models: StandIns = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="Gaussian statistics, a file, for a plan that carries the first noise by them.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
     compare: Annotated[bool, typer.Option("--compare", help="Also generate without the plan, side by side.")] = False,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the plan's, or 20.", min=1)] = None,
@@ -37,6 +40,8 @@ def generate_command(
     from festina.search.workload import Workload
     from festina.zoo import call_arguments, load
 
+    if statistics is not None and plan is None:
+        raise FestinaError("--statistics needs a --plan that carries the first noise.")
     if compare and plan is None:
         raise FestinaError("--compare needs a --plan to compare with.")
     chosen = None if plan is None else load_plan(plan)
@@ -59,7 +64,7 @@ def generate_command(
     if chosen is None or compare:
         made["uncached"] = _timed(console, "uncached", lambda: generate(pipe, work.pictures(), work))
     if chosen is not None:
-        with accelerate(pipe, chosen, others) as run:
+        with accelerate(pipe, chosen, others, statistics) as run:
             made["plan"] = _timed(console, "by the plan", lambda: generate(pipe, work.pictures(), work))
             print(run.summary())
     for kind, images in made.items():

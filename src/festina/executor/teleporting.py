@@ -76,7 +76,8 @@ def teleporting(
     if statistics is None:
         raise FestinaError(
             "the plan carries the first noise to its first level by Gaussian statistics of the model, and none were "
-            "given. Give them, or the path of their file, as statistics=... (festina.calibration.gaussian makes them)."
+            "given. Give them, or the path of their file, as statistics=... (on the command line --statistics FILE; "
+            "festina.calibration.gaussian makes them)."
         )
     if scheduler.frame.family == "edm":
         raise FestinaError(
