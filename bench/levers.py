@@ -15,6 +15,7 @@ import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -221,7 +222,7 @@ def _guided(pipe: Any, steps: int) -> Iterator[Way]:
 
 
 def _teleported(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
-    """The first steps left out: the noise carried over them by statistics of drawn pictures, and as if all were grey."""
+    """The first steps left out: the noise carried by statistics of drawn pictures, and as if all pictures were grey."""
     table = own_table(pipe, work)
     strength, call = _call(pipe, work, fit)
     statistics = generated_statistics(pipe, table, fit, len(fit) // 2, range(len(fit)), strength, call)
@@ -294,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, default=4.5, help="strength of classifier-free guidance (4.5)")
     parser.add_argument("--batch", type=at_least(1), default=16, help="pictures per call (16)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--out", help="JSON file that receives the figures, with hardware and versions")
+    parser.add_argument("--out", type=Path, help="JSON file that receives the figures, with hardware and versions")
     return parser
 
 
