@@ -1,4 +1,4 @@
-"""How good a shipped pipeline and its judge are, uncached.
+"""How good a shipped pipeline and its judge are, uncached; of a small denoiser that ships, its pipeline with that one.
 
 Prints, as Markdown, the share of attributes that the judge reads as the caption says: on real renders (the judge's own
 accuracy), on renders sent through the autoencoder (of videos frame by frame), and on generated pictures or videos, for
@@ -27,7 +27,7 @@ from festina.report.comparison import png, strip
 from festina.report.whole import write_whole_bytes
 from festina.search import Workload
 from festina.search.generation import generate
-from festina.zoo import SHIPPED, call_arguments, load
+from festina.zoo import SHIPPED, SMALL, call_arguments, load, load_denoiser
 from festina.zoo.shipped import shipped
 
 FIRST_SEED = 3_000_000
@@ -58,10 +58,12 @@ class Score:
 def main(arguments: Sequence[str] | None = None) -> Figures:
     """The program; returns the figures it prints."""
     asked = _parser().parse_args(arguments)
-    ours = shipped(asked.name)
+    ours = shipped(SMALL.get(asked.name, asked.name))
     if ours is None:
-        raise FestinaError(f"{asked.name!r} does not ship; there are {', '.join(SHIPPED)}.")
-    pipe, judge = load(asked.name), ours.judge()
+        raise FestinaError(f"{asked.name!r} does not ship; there are {', '.join((*SHIPPED, *SMALL))}.")
+    pipe, judge = load(ours.name), ours.judge()
+    if asked.name in SMALL:
+        pipe.transformer = load_denoiser(asked.name)
     scores = []
     for held_out in (False, True):
         captions = ours.captions_of_kind(asked.images, SCENES_SEED, held_out)
@@ -124,7 +126,7 @@ def contact_sheet(pictures: Tensor, scale: int = 2) -> bytes:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="scenes", help=f"one of {', '.join(SHIPPED)}")
+    parser.add_argument("name", nargs="?", default="scenes", help=f"one of {', '.join((*SHIPPED, *SMALL))}")
     parser.add_argument("--images", type=at_least(1), default=200, help="captions of each kind (200)")
     parser.add_argument("--steps", type=at_least(1), default=20, help="sampling steps (20)")
     parser.add_argument("--guidance", type=float, default=4.5, help="strength of classifier-free guidance (4.5)")

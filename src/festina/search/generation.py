@@ -28,7 +28,15 @@ def call_of(pipe: Any, workload: Workload, prompts: Sequence[str]) -> dict[str, 
     guidance is `true_cfg_scale`; everywhere else it is `guidance_scale`.
 
     A negative prompt that is a single text holds for every prompt; it is repeated, as some pipelines do not do so.
+
+    Raises:
+        FestinaError: the pipeline takes no prompts.
     """
+    if "prompt" not in _accepted(pipe):
+        raise FestinaError(
+            f"{type(pipe).__name__} takes no prompts. Only pipelines that are told what to draw can be used here; call "
+            "another one yourself."
+        )
     call = dict(workload.call)
     for name in NEGATIVE_PROMPTS:
         if isinstance(call.get(name), str):

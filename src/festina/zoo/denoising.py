@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -79,11 +79,18 @@ def train_denoiser(
         errors = functional.mse_loss(predicted.float(), wanted.to(device), reduction="none").flatten(1).mean(1)
         return (errors * family.weights(times).to(device)).mean(), {}
 
-    def move_average(done: int) -> None:
+    stage, following = Stage(folder, "denoiser"), moving_average(average, model, ema_decay)
+    fit(stage, schedule, {"model": model}, len(latents), loss_of, {"average": average}, following)
+    return average.eval()
+
+
+def moving_average(average: nn.Module, model: nn.Module, ema_decay: float) -> Callable[[int], None]:
+    """What moves the weights of `average` towards those of `model`, told the number of steps done; a mean over all of
+    them at first, which then forgets at `ema_decay`."""
+
+    def move(done: int) -> None:
         decay = min(ema_decay, done / (done + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
-    stage = Stage(folder, "denoiser")
-    fit(stage, schedule, {"model": model}, len(latents), loss_of, {"average": average}, move_average)
-    return average.eval()
+    return move

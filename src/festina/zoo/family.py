@@ -65,12 +65,15 @@ class Family(ABC):
 
     Attributes:
         name: name of the pipeline, such as "scenes-flux".
+        beside: name of the shipped pipeline whose denoiser this is a smaller one for: all else is that pipeline's, and
+            only the denoiser is trained and kept; "" for a pipeline of its own.
         settings: how it is trained if nothing else is said.
         heads: what there is to read in a caption: the words of each attribute.
         call: arguments that the stock pipeline's call wants, kept beside the weights in `call.json`.
     """
 
     name: str
+    beside: str = ""
     settings = TrainSettings()
     heads: Mapping[str, tuple[str, ...]] = HEADS
     call: Mapping[str, Any] = MappingProxyType({})

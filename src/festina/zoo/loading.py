@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 SHIPPED = ("scenes", "scenes-flux", "scenes-unet", "scenes-video")
 """Names of the pipelines that ship; the weights of `scenes` are in every installation, those of the others not."""
 
+SMALL = {"scenes-small": "scenes"}
+"""Names of the small denoisers that ship, in every installation, each with the pipeline that it was made to stand in
+for."""
+
+UNCONDITIONAL = "scenes-unconditional"
+"""Name of the pipeline that ships, in every installation, and draws without captions."""
+
 WEIGHTS = Path(__file__).parent / "weights"
-"""Folder of what ships: for each pipeline a folder as `festina zoo train` writes it, with plans beside. In a wheel the
-larger ones have no `pipeline`."""
+"""Folder of what ships: for each pipeline or small denoiser a folder as `festina zoo train` writes it, with plans
+beside. In a wheel the larger ones have no `pipeline`."""
 
 CALL_FILE = "call.json"
 """File in a pipeline's folder: arguments that the call of this pipeline wants, as a JSON object."""
@@ -48,7 +55,7 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
     # diffusers takes seconds to import; `festina plan show` should not wait for it.
     from diffusers import DiffusionPipeline
 
-    source = str(shipped_folder(str(model)) / "pipeline") if model in SHIPPED else os.fspath(model)
+    source = str(shipped_folder(str(model)) / "pipeline") if model in (*SHIPPED, UNCONDITIONAL) else os.fspath(model)
     folder = Path(source)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise FestinaError(f"{source} holds no diffusers pipeline: it has no model_index.json.")
@@ -56,10 +63,10 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
     if not folder.is_dir() and looks_local:
         raise FestinaError(
             f"no such model: {source!r}. Give a local folder in diffusers' format, a Hub id (owner/name), or the name "
-            f"of a shipped pipeline ({', '.join(SHIPPED)})."
+            f"of a shipped pipeline ({', '.join((*SHIPPED, UNCONDITIONAL))})."
         )
     try:
-        with _no_loading_bars():
+        with no_loading_bars():
             pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -85,7 +92,7 @@ def shipped_folder(name: str) -> Path:
 
 
 @contextmanager
-def _no_loading_bars() -> Iterator[None]:
+def no_loading_bars() -> Iterator[None]:
     """Without the loading bars of diffusers and transformers; afterwards they are as they were."""
     import diffusers.utils.logging
     import transformers.utils.logging

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,13 +13,21 @@ from torch import Tensor
 
 from festina.zoo.components import build_vae
 from festina.zoo.denoising import autocast
-from festina.zoo.family import Captioned, Family
+from festina.zoo.family import Captioned
 from festina.zoo.stages import Schedule, Stage, fit, save_atomically
 
 
-def load_pictures(family: Family, count: int, seed: int, folder: Path) -> tuple[Sequence[Captioned], Tensor]:
-    """The training scenes of a family and their pictures, uint8 (count, [frames,] 3, 64, 64); rendered once, then read
-    from `folder`."""
+class Drawing(Protocol):
+    """What there is to draw for training, and how."""
+
+    def sample(self, count: int, seed: int) -> Sequence[Captioned]: ...
+
+    def render(self, scenes: Sequence[Any], seed: int) -> Tensor: ...
+
+
+def load_pictures(family: Drawing, count: int, seed: int, folder: Path) -> tuple[Sequence[Captioned], Tensor]:
+    """The training scenes of a family and their pictures, uint8 (count, [frames,] 3, height, width); rendered once,
+    then read from `folder`."""
     scenes = family.sample(count, seed)
     path = folder / "pictures.pt"
     if path.exists():

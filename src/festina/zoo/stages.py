@@ -7,15 +7,43 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from festina.errors import FestinaError
+from festina.strict import write_whole
+
 Loss = Callable[[int, Tensor], tuple[Tensor, dict[str, float]]]
 """From the step and the indices of its batch to the loss and further figures for the log."""
+
+
+def claim(folder: Path, name: str, settings: Any) -> str:
+    """Make a training's work folder, or find in it the training that is to go on.
+
+    Args:
+        folder: of checkpoints and logs.
+        name: of the recipe.
+        settings: a dataclass, all that decides the outcome.
+
+    Returns:
+        the settings as JSON text.
+
+    Raises:
+        FestinaError: it holds a training of another recipe or with other settings, or cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    told = json.dumps(asdict(settings), indent=2) + "\n"
+    for path, content in ((folder / "settings.json", told), (folder / "name", name)):
+        if path.exists() and path.read_text() != content:
+            raise FestinaError(
+                f"{folder} holds a training with other settings; give the same ones to go on, or another folder."
+            )
+        write_whole(path, content)
+    return told
 
 
 def save_atomically(value: Any, path: Path) -> None:

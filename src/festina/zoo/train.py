@@ -4,15 +4,14 @@ Stages, each with its own checkpoint: `vae` (pictures to latents and back), `tex
 whole scene), `denoiser` (with exponential moving average, on latents of the trained autoencoder), `judge` (reads
 pictures or videos). The autoencoder is that of `scenes` for all, its judge that of all pictures. Killing the command
 loses at most a minute; running it again goes on where it was. A training that starts from a trained pipeline has the
-stage `denoiser` only.
+stage `denoiser` only, and so has that of a small denoiser beside a pipeline.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -25,50 +24,51 @@ from festina.strict import write_whole
 from festina.zoo.denoising import conditions_of, latent_scaling, train_denoiser
 from festina.zoo.family import Family
 from festina.zoo.family import TrainSettings as TrainSettings
-from festina.zoo.loading import CALL_FILE, load
+from festina.zoo.loading import CALL_FILE, UNCONDITIONAL, load
 from festina.zoo.pictures import encode_latents, load_pictures, train_vae
 from festina.zoo.reading import train_judge, train_text_encoders, train_video_judge
-from festina.zoo.scenes import Scenes
+from festina.zoo.scenes import Scenes, ScenesSmall
 from festina.zoo.scenes_flux import ScenesFlux
 from festina.zoo.scenes_unet import ScenesUNet
 from festina.zoo.scenes_video import ScenesVideo
-from festina.zoo.stages import Schedule
+from festina.zoo.stages import Schedule, claim
 
 FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Scenes, ScenesFlux, ScenesUNet, ScenesVideo)}
 """The pipelines there is a recipe for, by name."""
+
+SIBLINGS: dict[str, type[Family]] = {ScenesSmall.name: ScenesSmall}
+"""The small denoisers beside such a pipeline there is a recipe for, by name."""
 
 
 def train(name: str, settings: TrainSettings, work: Path, out: Path, device: torch.device) -> None:
     """Run (or resume) all stages of a pipeline.
 
     Args:
-        name: which pipeline, a key of `FAMILIES`.
+        name: which pipeline, a key of `FAMILIES`, or which small denoiser, a key of `SIBLINGS`.
         settings: see `TrainSettings`.
         work: folder of checkpoints, logs and rendered data; needed to resume.
-        out: folder that receives `pipeline/`, `settings.json`, the logs, and `judge/` where one is trained.
+        out: folder that receives `pipeline/`, `settings.json`, the logs, and `judge/` where one is trained; of a small
+            denoiser its `config.json` and weights instead of `pipeline/`.
         device: where to train.
 
     Raises:
-        FestinaError: there is no such recipe, `work` holds another training, or a folder cannot be written.
+        FestinaError: there is no such recipe, `work` holds another training, a folder cannot be written, or
+            `settings.start` is of no use to the recipe.
     """
     family_class = recipe(name)
-    work.mkdir(parents=True, exist_ok=True)
-    told = json.dumps(asdict(settings), indent=2) + "\n"
-    for path, content in ((work / "settings.json", told), (work / "name", name)):
-        if path.exists() and path.read_text() != content:
-            raise FestinaError(
-                f"{work} holds a training with other settings; give the same ones to go on, or another folder."
-            )
-        write_whole(path, content)
+    if family_class.beside and settings.start != TrainSettings.start:
+        raise FestinaError(f"cannot start {name} from {settings.start!r}: a small denoiser is trained in one run.")
+    told = claim(work, name, settings)
     family = family_class()
     scenes, pictures = load_pictures(family, settings.scenes, settings.seed, work)
     captions = [scene.caption() for scene in scenes]
     torch.manual_seed(settings.seed + 2)
     denoiser = family.denoiser()
     stages = ["denoiser"]
-    if settings.start != TrainSettings.start:
-        vae, encoders = _start_from(settings.start, family, denoiser)
-        vae, encoders = vae.to(device), encoders.to(device)
+    if family.beside:
+        vae, encoders = _parts_of(family.beside, family, device)
+    elif settings.start != TrainSettings.start:
+        vae, encoders = _parts_of(settings.start, family, device, denoiser)
     else:
         vae, parts = _vae_and_judge(name, settings, pictures, work, out, device)
         torch.manual_seed(settings.seed + 3)
@@ -76,7 +76,7 @@ def train(name: str, settings: TrainSettings, work: Path, out: Path, device: tor
         encoders = train_text_encoders(family, schedule, captions, family.targets(scenes), work, device)
         stages += ["text", *parts]
     latents = encode_latents(vae, pictures, work, device)
-    scaling = latent_scaling(latents)
+    scaling = vae.config.scaling_factor if family.beside else latent_scaling(latents)
     denoiser = train_denoiser(
         family,
         denoiser,
@@ -89,8 +89,11 @@ def train(name: str, settings: TrainSettings, work: Path, out: Path, device: tor
         settings.ema_decay,
         settings.compile,
     )
-    vae.register_to_config(scaling_factor=scaling)
-    save_pipeline(family, encoders.cpu(), vae.cpu(), denoiser.cpu(), out / "pipeline")
+    if family.beside:
+        cast(Any, denoiser.cpu().half()).save_pretrained(out, safe_serialization=True)
+    else:
+        vae.register_to_config(scaling_factor=scaling)
+        save_pipeline(family, encoders.cpu(), vae.cpu(), denoiser.cpu(), out / "pipeline")
     write_whole(out / "settings.json", told)
     for stage in stages:
         (out / f"{stage}.log.jsonl").write_text((work / f"{stage}.log.jsonl").read_text())
@@ -116,36 +119,37 @@ def _vae_and_judge(
     return vae, stages
 
 
-def _start_from(start: str, family: Family, denoiser: nn.Module) -> tuple[Any, nn.ModuleDict]:
-    """The autoencoder and the text encoders of a trained pipeline; its denoiser's weights go into `denoiser`.
+def _parts_of(source: str, family: Family, device: torch.device, *more: nn.Module) -> tuple[Any, nn.ModuleDict]:
+    """The autoencoder and the text encoders of a trained pipeline; `more` modules get its weights too.
 
     Raises:
         FestinaError: it is no pipeline of this family.
     """
-    pipe = load(start)
+    pipe = load(source)
     trained = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     encoders = family.text_encoders()
-    for wanted in (denoiser, *encoders.values()):
+    for wanted in (*more, *encoders.values()):
         same = [part for part in trained if type(part) is type(wanted)]
         try:
             wanted.load_state_dict(same[0].state_dict())
         except (IndexError, RuntimeError):
             raise FestinaError(
-                f"cannot start from {start!r}: it has no {type(wanted).__name__} of the sizes that {family.name} "
+                f"cannot start from {source!r}: it has no {type(wanted).__name__} of the sizes that {family.name} "
                 f"has. Give a pipeline that `festina zoo train {family.name}` wrote."
             ) from None
-    return pipe.vae, encoders
+    return pipe.vae.to(device), encoders.to(device)
 
 
 def recipe(name: str) -> type[Family]:
-    """The recipe of a pipeline.
+    """The recipe of a pipeline or of a small denoiser.
 
     Raises:
         FestinaError: there is none of this name.
     """
-    if name not in FAMILIES:
-        raise FestinaError(f"no recipe for {name!r}; there is one for {', '.join(FAMILIES)}.")
-    return FAMILIES[name]
+    known = {**FAMILIES, **SIBLINGS}
+    if name not in known:
+        raise FestinaError(f"no recipe for {name!r}; there is one for {', '.join((*known, UNCONDITIONAL))}.")
+    return known[name]
 
 
 def save_judge(judge: Judge | VideoJudge, folder: Path) -> None:
