@@ -253,3 +253,30 @@ def test_change():
     assert relative_change(old, new, rows=False).item() == pytest.approx(0.25 / 1.5)
     assert relative_change(torch.zeros(2), torch.zeros(2), rows=False) == 0
     assert relative_change(torch.zeros(2), torch.ones(2), rows=False) == float("inf")
+
+
+@pytest.mark.parametrize("branches", ["conditional", "merged"])
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_what_adds_up_for_each_row_goes_on_with_the_rows_that_do(branches, pictures):
+    """In a guided call whose rows decide for themselves, half of them run from the middle on."""
+    pipe = pixart_pipeline(BLOCKS)
+    gate = Gate(FIRST, "residual", "previous", 1.2, summed=True, decider="row")
+    plan = gated_plan(gate, steps=8)
+    steps = tuple(replace(step, branches="all" if place < 4 else branches) for place, step in enumerate(plan.steps))
+    told = []
+    with festina.accelerate(pipe, replace(plan, steps=steps)) as run:
+        judge = run.gate._judge
+
+        def noted(signal, *rest):
+            found = judge(signal, *rest)
+            told.append((len(signal), torch.as_tensor(run.gate._tallies[run.clock.branch].changes).reshape(-1)))
+            return found
+
+        run.gate._judge = noted
+        generate(pipe, [f"a red square {number}" for number in range(pictures)], steps=8)
+    assert [rows for rows, _ in told] == [2 * pictures] * 4 + [pictures] * 4
+    before, after = told[3][1], told[4][1]
+    assert len(after) == pictures
+    kept = before[pictures:] if branches == "conditional" else before[:pictures]
+    # What had added up before is still in it, unless the row computed.
+    assert ((after >= kept) | (after == 0)).all() or branches == "merged"

@@ -188,3 +188,29 @@ def test_file_key_and_resampling_have_the_model(tmp_path):
         Plan.from_json(plan.to_json().replace('"festina_plan": 4', '"festina_plan": 3'))
     with pytest.raises(FestinaError, match="no text of at most"):
         Plan.from_json(plan.to_json().replace('"model": "small"', '"model": 3'))
+
+
+def test_a_model_that_is_the_denoiser_or_has_a_plan_or_another_type():
+    loop, model = loop_of(), small()
+    plan = calling(all_compute(loop, 4), 0)
+    with pytest.raises(FestinaError, match="is a denoiser of the pipeline"):
+        festina.apply(loop, plan, models={"small": loop.transformer})
+    with pytest.raises(FestinaError, match=r"in torch.bfloat16, the denoiser in torch.float32"):
+        festina.apply(loop, plan, models={"small": small().bfloat16()})
+    festina.apply(model, all_compute(model, 4))
+    with pytest.raises(FestinaError, match="or has a plan of its own"):
+        festina.apply(loop, plan, models={"small": model})
+    festina.remove(model)
+    with festina.accelerate(loop, plan, models={"small": model}):
+        loop(4)
+
+
+def test_a_step_that_replays_calls_no_model():
+    plan = calling(all_compute(loop_of(), 4), 2).replaying({2: 1.0})
+    assert plan.models == plan.canonical().models == frozenset()
+    assert calling(plan, 0).models == {"small"}
+
+
+def test_a_name_of_a_model_is_unicode():
+    with pytest.raises(FestinaError, match="not Unicode"):
+        calling(all_compute(loop_of(), 4), 0, model="\ud800")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -15,10 +16,12 @@ from tiny import flux_pipeline, generate, pixart_pipeline, pixart_transformer
 
 import festina
 from festina import FestinaError, Plan, Step
-from festina.methods import fora
+from festina.formats import to_ecad, to_step_mask
+from festina.methods import fora, solver
 from festina.samplers import LinearWeights, PlanScheduler, SolverStep, SolverTable
 from festina.samplers.composing import composed, resampled
 from festina.samplers.times import karras, table_on, uniform_log_snr
+from festina.search.genome import Genome
 
 
 def table_of(scheduler, calls, order=2, corrector=False, grid=karras):
@@ -89,6 +92,11 @@ def test_the_scheduler_comes_back_after_an_error_and_is_looked_for():
     with pytest.raises(FestinaError, match="was replaced by a EulerDiscreteScheduler"):
         festina.remove(loop)
     loop.scheduler = ours
+    festina.remove(loop)
+    assert loop.scheduler is own
+    # The user may have put their own back.
+    festina.apply(loop, plan)
+    loop.scheduler = own
     festina.remove(loop)
     assert loop.scheduler is own
     with pytest.raises(FestinaError, match="not to a bare denoiser"):
@@ -199,3 +207,53 @@ def test_flow_and_variance_preserving_runs_of_a_resampled_plan():
         with festina.accelerate(loop, plan) as run:
             assert torch.isfinite(loop(6)).all()
             assert run.report().calls == 6
+
+
+def test_a_pipeline_saved_meanwhile_is_saved_with_its_own_scheduler(tmp_path):
+    pipe = pixart_pipeline()
+    own, noted = pipe.scheduler, pipe.config["scheduler"]
+    own.register_to_config(solver_order=3)
+    plan = solver(pipe, table_of(own, 4))
+    festina.apply(pipe, plan)
+    pipe.save_pretrained(tmp_path / "pipe")
+    ours, pipe.scheduler = pipe.scheduler, own
+    pipe.scheduler = ours
+    festina.remove(pipe)
+    assert pipe.config["scheduler"] == noted
+    again = type(pipe).from_pretrained(tmp_path / "pipe")
+    assert type(again.scheduler) is type(own)
+    assert again.scheduler.config.solver_order == 3
+
+
+def test_a_table_that_cannot_be_run_is_refused_before_a_run():
+    loop = Loop(pixart_transformer(), DDIMScheduler(clip_sample=False))
+    before = snapshot(loop)
+    wants_two = SolverTable((SolverStep(9.0, linear=LinearWeights((1.0, 0.5))), SolverStep(3.0)))
+    with pytest.raises(FestinaError, match="want 2 outputs"):
+        festina.apply(loop, replace(all_compute(loop, 2), solver=wants_two))
+    assert snapshot(loop) == before
+
+
+def test_resampled_levels_that_repeat_do_not_rise():
+    table = SolverTable(tuple(SolverStep(level) for level in (80.0, 80.0, 40.0)), final_noise=0.1)
+    for calls in (2, 5, 6, 9, 12, 15):
+        levels = [step.noise for step in resampled(table, calls).steps]
+        assert levels == sorted(levels, reverse=True)
+        assert levels[0] == 80.0
+
+
+def test_what_knows_no_solver_refuses_it():
+    loop = Loop(pixart_transformer(), DDIMScheduler(clip_sample=False))
+    plan = replace(all_compute(loop, 4), solver=plain(4))
+    for refuse in (to_ecad, to_step_mask, Genome.of(loop.transformer, 4).encode):
+        with pytest.raises(FestinaError, match="this plan has a solver besides"):
+            refuse(plan)
+
+
+def test_numbers_of_a_table_are_kept_alike():
+    assert SolverTable((SolverStep(3),)).to_json() == SolverTable((SolverStep(np.float32(3.0)),)).to_json()
+    for odd in (float("nan"), float("inf"), "3", True):
+        with pytest.raises(FestinaError, match="finite number"):
+            SolverStep(odd)
+    with pytest.raises(FestinaError, match="true or false"):
+        SolverStep(3.0, corrector=1)

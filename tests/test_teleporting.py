@@ -119,3 +119,33 @@ def test_a_copy_of_the_scheduler_is_noticed():
         loop.drive = lambda: twin
         with pytest.raises(FestinaError, match="a copy of its scheduler"):
             loop(4)
+
+
+def test_a_run_that_begins_with_a_picture_is_left_alone():
+    loop = Loop(pixart_transformer(), DDIMScheduler(clip_sample=False))
+    table, statistics = lower(loop.scheduler), measured(4, 8, 8)
+    plan = replace(all_compute(loop, 4), solver=table)
+    given = replace(plan, solver=replace(table, start="given"))
+    for tell in (True, False):
+        with festina.accelerate(loop, plan, statistics=statistics):
+            found = loop(4, begin=2, tell=tell)
+        with festina.accelerate(loop, given):
+            assert torch.equal(found, loop(4, begin=2, tell=tell))
+    loop.hidden = True
+    with festina.accelerate(loop, plan, statistics=statistics), pytest.raises(FestinaError, match="copies of the time"):
+        loop(4, begin=2)
+
+
+def test_a_picture_that_the_scheduler_put_noise_on_is_left_alone():
+    loop = Loop(pixart_transformer(), FlowMatchEulerDiscreteScheduler())
+    plan = replace(all_compute(loop, 4), solver=lower(loop.scheduler))
+    with festina.accelerate(loop, plan, statistics=measured(4, 8, 8)) as run:
+        scheduler = loop.scheduler
+        scheduler.set_timesteps(4)
+        scheduler.set_begin_index(0)
+        latents = scheduler.scale_noise(torch.ones(1, 4, 8, 8), scheduler.timesteps[:1], torch.zeros(1, 4, 8, 8))
+        assert not run.teleport.due(run.clock)
+        torch.testing.assert_close(latents, latents[0, 0, 0, 0].expand_as(latents))
+        scheduler.set_timesteps(4)
+        scheduler.set_begin_index(0)
+        assert run.teleport.due(run.clock)

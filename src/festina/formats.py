@@ -103,7 +103,7 @@ def to_ecad(plan: Plan) -> str:
         FestinaError: the plan does more than compute and reuse, is for a class ECAD has no schedules for, or does not
             name every component of every block.
     """
-    _want_mask(plan, "an ECAD schedule")
+    want_mask(plan, "an ECAD schedule")
     if plan.denoiser not in _STACKS:
         raise FestinaError(f"ECAD has no schedules for {plan.denoiser}; wanted one of {', '.join(_STACKS)}.")
     stacks = _STACKS[plan.denoiser]
@@ -151,7 +151,7 @@ def to_step_mask(plan: Plan, share: float | None = None) -> list[int]:
     if share is not None and not 0 < share <= 1:
         raise FestinaError(f"a share of {share} of the sites; wanted more than 0 and at most 1.")
     plan = plan.canonical()
-    _want_mask(plan, "a mask of steps")
+    want_mask(plan, "a mask of steps")
     computing: NDArray[np.float64] = plan.mask().mean(axis=1)
     if share is not None:
         # The share as written, 0.1 say, may lie above the same share as counted.
@@ -176,8 +176,10 @@ def from_step_mask(mask: Sequence[int], denoiser: str, sites: Sequence[str]) -> 
     return Plan.from_mask(denoiser, sites, table, method="step_mask")
 
 
-def _want_mask(plan: Plan, what: str) -> None:
+def want_mask(plan: Plan, what: str) -> None:
     """Raise a `FestinaError` if a plan does more than compute and reuse; `what` says no more than these."""
+    if plan.solver is not None:
+        raise FestinaError(f"{what} knows compute and reuse only; this plan has a solver besides.")
     for place, step in enumerate(plan.steps):
         others, plainly = set(step.actions) - {COMPUTE, REUSE}, Step(step.noise, step.actions, shares=step.shares)
         found = [f"the actions {sorted(others)}"] if others else []

@@ -147,6 +147,7 @@ class Plan:
         calls = len(self.steps) if self.solver is None else self.solver.calls
         want(calls == len(self.steps), f"the solver's table makes {calls} network calls in {len(self.steps)} steps")
         texts = [self.denoiser, self.method, self.sampler, *self.sites, json.dumps(self.settings, ensure_ascii=False)]
+        texts += [step.model for step in self.steps if step.model]
         texts += [text for figure in self.measured for text in (figure.name, figure.unit, figure.conditions)]
         want(is_unicode(texts), "a text in it has letters that are not Unicode (lone surrogates)")
 
@@ -186,7 +187,8 @@ class Plan:
     @property
     def models(self) -> frozenset[str]:
         """Names of the denoisers that are called in the place of the pipeline's own."""
-        return frozenset(step.model for step in self.steps if step.model)
+        called = (step for place, step in enumerate(self.steps) if not (step.replays and place))
+        return frozenset(step.model for step in called if step.model)
 
     def table(self) -> NDArray[np.str_]:
         """The schedule: actions as a (steps, sites) array of single characters."""

@@ -50,7 +50,7 @@ def text_of(plan: Plan) -> str:
 
 def _version_of(plan: Plan) -> int:
     """The first schema that has words for all of a plan."""
-    if plan.solver is not None or plan.models or any(step.branches == JOINT for step in plan.steps):
+    if plan.solver is not None or any(step.model or step.branches == JOINT for step in plan.steps):
         return SCHEMA
     third = any(step.replays or step.guidance != 1 or step.branches == DIFFERENCE for step in plan.steps)
     return _THIRD if third else _USUAL

@@ -69,7 +69,6 @@ def apply(
     name, first = denoisers[0]
     own = getattr(pipe, "scheduler", None) if pipe is not first else None
     scheduler = solving(own, plan)
-    check_models(uncompiled(first), plan, models)
     carries = _carrying(plan, scheduler, statistics)
     run = Run(plan, first, columns_of(uncompiled(first), plan), pipe if pipe is not first else None, models)
     check_gate(uncompiled(first), plan)
@@ -78,6 +77,7 @@ def apply(
     experts = [(name, first)] + [other for other in denoisers[1:] if has_sites(other[1], plan)]
     for _, denoiser in experts:
         check_free(denoiser, own)
+    check_models([denoiser for _, denoiser in experts], plan, models)
     attached = _Attached(run, Link(run), pipe)
     try:
         for place, (name, denoiser) in enumerate(experts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -50,8 +50,18 @@ def columns_of(denoiser: nn.Module, plan: Plan) -> tuple[Column, ...]:
     return tuple(columns)
 
 
-def check_models(denoiser: nn.Module, plan: Plan, models: Mapping[str, nn.Module]) -> None:
+def type_of(module: nn.Module) -> str:
+    """The type of a module's numbers, "" if it has none."""
+    return next((str(part.dtype) for part in module.parameters() if part.is_floating_point()), "")
+
+
+def check_models(denoisers: Sequence[nn.Module], plan: Plan, models: Mapping[str, nn.Module]) -> None:
     """See that the models that a plan calls are there, and speak of latents of the denoiser's kind.
+
+    Args:
+        denoisers: those that the plan is applied to, the first one first.
+        plan: the plan, in canonical form.
+        models: the models by name.
 
     Raises:
         FestinaError: they are not the ones that are given, or do not.
@@ -63,9 +73,20 @@ def check_models(denoiser: nn.Module, plan: Plan, models: Mapping[str, nn.Module
             f"the plan calls {wanted} in the place of the denoiser, and {given} was given. Give exactly these, as in "
             f'models={{"small": module}} (on the command line: --with small=FOLDER).'
         )
+    denoiser = uncompiled(denoisers[0])
     for name, model in models.items():
         if not isinstance(model, nn.Module):
             raise FestinaError(f"the model {name!r} is a {type(model).__name__}; wanted a denoiser, a torch module.")
+        if any(model is own for own in denoisers) or vars(uncompiled(model)).get(MARK) is not None:
+            raise FestinaError(
+                f"the model {name!r} is a denoiser of the pipeline, or has a plan of its own. Give another one, "
+                f"without a plan."
+            )
+        if type_of(model) != type_of(denoiser):
+            raise FestinaError(
+                f"the model {name!r} is in {type_of(model)}, the denoiser in {type_of(denoiser)}. Load it in the same "
+                f"type."
+            )
         for size in ("in_channels", "out_channels"):
             mine, its = (getattr(getattr(one, "config", None), size, None) for one in (denoiser, model))
             if mine != its:

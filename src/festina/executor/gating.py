@@ -71,6 +71,11 @@ class GateRun:
         self._decided = self._decided_step = (-1, False)
         self._entered = self._residual = self._component_input = None
 
+    def fit(self, branch: str, how: Callable[[Any], Any]) -> None:
+        """A branch goes on with some of its rows: what added up for each of them becomes what its values become."""
+        if (tally := self._tallies.get(branch)) is not None:
+            tally.changes, tally.served = how(tally.changes), how(tally.served)
+
     def tapping_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """The forward of the probe's first module, or of the component whose input is the signal."""
 

@@ -21,6 +21,7 @@ from festina.executor.calls import Arguments, Leaves, changed_arguments, same_va
 from festina.executor.clock import StepClock
 from festina.executor.conditions import kept_thirds
 from festina.executor.difference import KEPT, Difference, check_rows, copied, half_of, joined
+from festina.executor.gating import GateRun
 from festina.executor.layout import Layout
 from festina.executor.store import Store
 from festina.plan import ALL, CONDITIONAL, MERGED, Plan
@@ -52,10 +53,11 @@ class GuidanceRun:
         plan: the plan, in canonical form.
         clock, store: those of the run.
         layout: how the pipeline guides.
+        gate: the plan's gate at work; None if it has none.
     """
 
-    def __init__(self, plan: Plan, clock: StepClock, store: Store, layout: Layout) -> None:
-        self.steps, self.clock, self.store, self.layout = plan.steps, clock, store, layout
+    def __init__(self, plan: Plan, clock: StepClock, store: Store, layout: Layout, gate: GateRun | None = None) -> None:
+        self.steps, self.clock, self.store, self.layout, self.gate = plan.steps, clock, store, layout, gate
         self.conditional_first = layout.conditional_first
         self.difference = Difference(plan, clock, store)
         self.restart()
@@ -134,7 +136,7 @@ class GuidanceRun:
             other = self.difference.both(branch, conditional, half_of(answer, rows, 1 - half))
             return joined(conditional, other) if self.conditional_first else joined(other, conditional)
         if self._goes_on(branches):
-            self.store.change(branch, kept_rows(branches, half), but=KEPT)
+            self._fit(kept_rows(branches, half))
         passes = self.clock.passes
         answer = call(*halved(args, kwargs, rows, half))
         check_rows(answer, rows // 2)
@@ -156,7 +158,7 @@ class GuidanceRun:
             )
         self._changed = True
         if goes_on:
-            self.store.change(self.clock.branch, kept_thirds, but=KEPT)
+            self._fit(kept_thirds)
         both, bare = thirds.ends(call(*thirds.without_middle(args, kwargs)))
         return thirds.whole(both, self.difference.both(self.clock.branch, both, bare))
 
@@ -205,6 +207,12 @@ class GuidanceRun:
         stands_for = self.difference.again(branch, answer, self.clock.passes == passes) if again else copied(answer)
         self._first = _First(branch, sample, stands_for, alone=True)
         return answer
+
+    def _fit(self, how: Callable[[Any], Any]) -> None:
+        """What was kept of all rows of the present branch is fitted to some of them."""
+        self.store.change(self.clock.branch, how, but=KEPT)
+        if self.gate is not None:
+            self.gate.fit(self.clock.branch, how)
 
     def _both_run(self, branches: str) -> bool:
         """Whether both branches of the present call run: as its step says, or as there is no difference to use yet."""

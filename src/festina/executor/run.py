@@ -74,7 +74,7 @@ class Run:
         self._denoiser, self._models = denoiser, models
         self._others: dict[str, dict[Signature, CallRecord]] = {}
         self._names = parameter_names(denoiser)
-        self._guidance = GuidanceRun(plan, self.clock, self.store, Layout(pipeline, self._names[0]))
+        self._guidance = GuidanceRun(plan, self.clock, self.store, Layout(pipeline, self._names[0]), self.gate)
         self._ahead = Ahead(plan, columns, self._names, self.clock, self.store)
         self._replay = Replay(plan, self.clock, self.store)
         self._branches = Branches()
@@ -205,7 +205,7 @@ class Run:
         """
         leaves = leaves_of(self._names, args, kwargs)
         self._begin_call(leaves, denoiser, name)
-        if self.teleport is not None and not self.clock.ended:
+        if self.teleport is not None and self.teleport.due(self.clock):
             args, kwargs = self.teleport.of_call(self._names, args, kwargs)
             leaves = leaves_of(self._names, args, kwargs)
         self._record(Call(args, kwargs)).asked += 1

@@ -62,7 +62,7 @@ class Link:
     def carried(self, sample: Any) -> Any:
         """The sample that a scheduler steps from, as the run wants it: in its first step perhaps another one."""
         run = self.run
-        if run is None or run.teleport is None or run.clock.ended or not run.clock.running:
+        if run is None or run.teleport is None or not run.clock.running or not run.teleport.due(run.clock):
             return sample
         return run.teleport.of(sample)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from festina.errors import FestinaError
@@ -17,7 +16,7 @@ def solving(own: Any, plan: Plan) -> Any:
         plan: the plan, in canonical form.
 
     Raises:
-        FestinaError: there is no scheduler whose place the plan's solver could take.
+        FestinaError: there is no scheduler whose place the plan's solver could take, or it cannot run the table.
     """
     if plan.solver is None:
         return own
@@ -27,35 +26,56 @@ def solving(own: Any, plan: Plan) -> Any:
             "pipeline with a scheduler, not to a bare denoiser."
         )
     # diffusers takes seconds to import, and most plans leave the solver to the pipeline.
+    from festina.samplers.compiling import compile_table
     from festina.samplers.scheduler import PlanScheduler
 
-    return PlanScheduler.from_scheduler(own, plan.solver)
+    scheduler = PlanScheduler.from_scheduler(own, plan.solver)
+    compile_table(plan.solver, scheduler.frame)
+    return scheduler
 
 
-@dataclass(frozen=True)
 class Exchange:
-    """A pipeline's scheduler that another one stands in for; the pipeline's record of its parts stays as it is."""
+    """A pipeline's scheduler that another one stands in for.
 
-    pipe: Any
-    own: Any
-    scheduler: Any
+    A pipeline that is saved meanwhile is saved with its own: what saves it finds that one's settings.
+
+    Args:
+        pipe: the pipeline.
+        own: its scheduler.
+        scheduler: the other one.
+    """
+
+    def __init__(self, pipe: Any, own: Any, scheduler: Any) -> None:
+        self.pipe, self.own, self.scheduler = pipe, own, scheduler
+        self._recorded = _record(pipe)
 
     def put(self) -> None:
         """Put the other one in its place."""
+        self.scheduler.save_pretrained = self.own.save_pretrained
         vars(self.pipe)["scheduler"] = self.scheduler
 
     def check(self) -> None:
-        """See that it is still there.
+        """See that it is still there, or that the pipeline's own is.
 
         Raises:
-            FestinaError: it is not.
+            FestinaError: another one is.
         """
-        if self.pipe.scheduler is not self.scheduler:
+        found = self.pipe.scheduler
+        if found is not self.scheduler and found is not self.own:
             raise FestinaError(
-                f"the pipeline's scheduler was replaced by a {type(self.pipe.scheduler).__name__} after a plan with a "
-                f"solver was applied. Put {type(self.scheduler).__name__} back, then call festina.remove."
+                f"the pipeline's scheduler was replaced by a {type(found).__name__} after a plan with a solver was "
+                f"applied. Put the scheduler back that was there before, then call festina.remove."
             )
 
     def take_back(self) -> None:
         """Put the pipeline's own back."""
         vars(self.pipe)["scheduler"] = self.own
+        if _record(self.pipe) != self._recorded:
+            # Somebody set it as an attribute meanwhile, which a pipeline takes note of.
+            self.pipe.scheduler = self.own
+
+
+def _record(pipe: Any) -> Any:
+    """What a pipeline notes of its scheduler's class."""
+    config = getattr(pipe, "config", None) or {}
+    return config.get("scheduler")

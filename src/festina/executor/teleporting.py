@@ -2,6 +2,7 @@
 
 The pipeline makes its first sample, gives it to the denoiser, and gives it to the scheduler with what the denoiser
 said. Both are given the carried sample in its place; what the scheduler returns is a sample of the run as any other.
+A run that begins midway, or with a picture that the scheduler put noise on, is left alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from festina.errors import FestinaError
 from festina.executor.calls import Arguments, changed_arguments
+from festina.executor.clock import StepClock
 from festina.plan import Plan
 from festina.samplers.scheduler import PlanScheduler
 from festina.samplers.teleportation import GaussianStatistics, teleported
@@ -29,13 +31,29 @@ class Teleport:
     def __init__(self, scheduler: PlanScheduler, statistics: GaussianStatistics) -> None:
         self.scheduler, self.statistics = scheduler, statistics
 
+    def due(self, clock: StepClock) -> bool:
+        """Whether the present step is the first of a run that begins with noise.
+
+        Raises:
+            FestinaError: it cannot be told whether the run begins midway, with a picture.
+        """
+        if clock.ended or self.scheduler.noised:
+            return False
+        if clock.first is None:
+            raise FestinaError(
+                "the plan carries the first noise, and it cannot be told in which step this run begins: the pipeline "
+                "gives its denoiser copies of the timesteps. Carry the noise by festina.samplers.teleportation."
+                'teleported and give it as latents=..., with a table whose start is "given".'
+            )
+        return clock.first == 0
+
     def of_call(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments of a call of the denoiser in a run's first step; the sample may be there for each branch."""
         sample = names[0]
         return changed_arguments(names, args, kwargs, lambda path, value: self.of(value) if path == sample else value)
 
     def of(self, sample: Any) -> Any:
-        """The sample, carried; a run that begins midway begins with a picture, and that stays.
+        """The sample, carried.
 
         Raises:
             FestinaError: it is of another shape than the statistics are, or the pipeline steps with another scheduler.
@@ -47,7 +65,7 @@ class Teleport:
                 "noise by festina.samplers.teleportation.teleported and give it as latents=..., with a table whose "
                 'start is "given".'
             )
-        if self.scheduler.begin_index or not isinstance(sample, Tensor):
+        if not isinstance(sample, Tensor):
             return sample
         return teleported(sample, self.scheduler.frame, self.statistics, table.steps[0].noise)
 

@@ -207,9 +207,10 @@ class _Compiler:
         return moved.combined(1, _spread(kind.form, [0, *(back + 1 for back in backs)], weights), 1)
 
     def _linear(self, linear: LinearWeights) -> Weights:
-        if len(linear.outputs) > len(self.slots) or (linear.previous != 0 and len(self.slots) < 2):
+        wanted = max(len(linear.outputs), len(linear.noise))
+        if wanted > len(self.slots) or (linear.previous != 0 and len(self.slots) < 2):
             raise FestinaError(
-                f"the weights of call {len(self.slots) - 1} want {len(linear.outputs)} outputs"
+                f"the weights of call {len(self.slots) - 1} want {wanted} outputs"
                 f"{' and the previous sample' if linear.previous else ''}, but only {len(self.slots)} calls were made "
                 "by then. Begin at the table's first step, or give weights for what is there."
             )
@@ -220,7 +221,8 @@ class _Compiler:
             of_data, of_noise = shares.get(linear.form, own)
             data.append(weight * of_data)
             noise.append(weight * of_noise)
-        return Weights(linear.sample, linear.previous, linear.anchor, tuple(data), tuple(noise))
+        outputs = Weights(linear.sample, linear.previous, linear.anchor, tuple(data), tuple(noise))
+        return outputs.combined(1, Weights(noise=linear.noise), 1)
 
 
 def _first_order(kind: Kind, source: NoiseLevel, target: NoiseLevel, corrected: bool) -> Weights:

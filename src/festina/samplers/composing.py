@@ -27,10 +27,11 @@ _SOON = 3
 
 @dataclass(frozen=True)
 class _Output:
-    """What a network call gave: by which model, whether guided, whether it or nearly all of it is an older one."""
+    """What a network call gave: by which model, for which branches of guidance ("" for one answer), whether it or
+    nearly all of it is an older one."""
 
     model: str
-    guided: bool
+    guided: str
     replayed: bool
     served: bool
 
@@ -46,7 +47,7 @@ def composed(table: SolverTable, steps: Sequence[Step]) -> SolverTable:
 
     - no order is higher than the outputs allow that the same model gave in a row;
     - where guidance begins or ends the order is at most 2, and 1 if it did so less than three calls before;
-    - where two of the last three outputs were served whole, the order is at most 2;
+    - where two of the last three outputs were served whole, as far as the plan names sites, the order is at most 2;
     - an output that is replayed, or of another model or guided otherwise than the one before, corrects no sample;
     - a contrast (DualFast) wants a reference by the same model, guided alike;
     - deleted steps are left out, and what a step does not look at is as usual.
@@ -70,7 +71,8 @@ def _outputs(steps: Sequence[Step]) -> list[_Output]:
     outputs: list[_Output] = []
     for step in steps:
         model = outputs[-1].model if step.replays else step.model
-        guided = step.branches in (ALL, DIFFERENCE, JOINT) and step.guidance != 0
+        kind = {ALL: ALL, DIFFERENCE: ALL, JOINT: JOINT}.get(step.branches, "")
+        guided = kind if step.guidance != 0 else ""
         served = not step.model and not set(step.actions) & {COMPUTE, GATED, PARTIAL}
         outputs.append(_Output(model, guided, step.replays, served or step.replays))
     return outputs
@@ -142,7 +144,8 @@ def resampled(table: SolverTable, steps: int) -> SolverTable:
         first, share = int(place), place - int(place)
         begin, end = levels[first], levels[first + 1]
         noise = begin * (1 - share) + end * share if end == 0 else math.exp(_between(begin, end, share))
-        made.append(replace(kept[first], noise=begin if share == 0 else noise))
+        # Levels may repeat, and rounding must not put one above the level before it.
+        made.append(replace(kept[first], noise=begin if share == 0 else min(begin, max(end, noise))))
     return replace(table, steps=tuple(made))
 
 

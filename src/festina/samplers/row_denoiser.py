@@ -70,7 +70,8 @@ class RowDenoiser:
         times = rows[:, 3].to(samples.device, torch.float32)
         output = self.unet((scale * samples).to(self.unet.dtype), times, return_dict=False)[0]
         self.rows += len(samples)
-        return ours * samples + said * output.to(samples.dtype)
+        said_of: Tensor = ours * samples + said * output.to(samples.dtype)
+        return said_of
 
     def score(self, samples: Tensor, sigmas: Tensor) -> Tensor:
         """The gradient of log p(y; sigma) with regard to y: (E[x0 | y] - y) / sigma^2."""

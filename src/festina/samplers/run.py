@@ -67,6 +67,8 @@ class SamplerRun:
         self._previous = current
         self._let_go()
         self._made += 1
+        if self._made == len(slots):
+            self._previous = self._anchor = None
         return result.to(sample.dtype)
 
     def _combined(self, weights: Weights, current: torch.Tensor) -> torch.Tensor:

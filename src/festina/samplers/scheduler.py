@@ -40,6 +40,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             order less; None = never.
         table: a `SolverTable.to_json()`; None = no table.
 
+    Attributes:
+        noised: whether noise was put on pictures since `set_timesteps`.
+
     Raises:
         FestinaError: a scheduler, setting, solver or table that is not known here.
     """
@@ -80,6 +83,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = made.timesteps
         self.sigmas = torch.zeros(0)
+        self.noised = False
         self._run_table: SolverTable | None = None
         self._run: SamplerRun | None = None
         self._step_index: int | None = None
@@ -189,7 +193,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32, device=device)
         self.sigmas = torch.tensor(compiled.noises, dtype=torch.float32)
         self.num_inference_steps = len(times)
-        self._run_table, self._run = table, None
+        self._run_table, self._run, self.noised = table, None, False
         self._step_index = self._begin_index = None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
@@ -205,6 +209,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """Pictures with the noise of timesteps, one per picture or one for all; any shape, batch first."""
         times = torch.as_tensor(timesteps).reshape(-1).tolist()
         levels = [self._level_at(float(time)) for time in times]
+        self.noised = True
         shape = (-1, *[1] * (original_samples.ndim - 1))
         alphas = original_samples.new_tensor([level.alpha for level in levels]).reshape(shape)
         scales = original_samples.new_tensor([level.sigma for level in levels]).reshape(shape)

@@ -5,10 +5,13 @@ A step that makes no network call is part of the slot before it, because a pipel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from festina.errors import FestinaError
 from festina.samplers.coefficients import kind_of
@@ -39,6 +42,8 @@ class LinearWeights:
         sample: of the current sample.
         previous: of the sample that the network saw one call back.
         anchor: of the sample that the run started from.
+        noise: of predictions of the noise, in the order of `outputs` and beside them, for steps that weigh both
+            predictions (DPM-Solver-v3, 2310.13268). Not with the form "noise".
     """
 
     outputs: tuple[float, ...]
@@ -46,11 +51,22 @@ class LinearWeights:
     sample: float = 0.0
     previous: float = 0.0
     anchor: float = 0.0
+    noise: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise FestinaError(f"weights of the form {self.form!r} are not known. Use one of {', '.join(FORMS)}.")
-        object.__setattr__(self, "outputs", tuple(float(weight) for weight in self.outputs))
+        if self.form == "noise" and self.noise:
+            raise FestinaError(
+                'weights of the form "noise" and weights of the noise beside them are given. Add the latter to outputs.'
+            )
+        for name in ("outputs", "noise"):
+            object.__setattr__(self, name, tuple(float(weight) for weight in getattr(self, name)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, texts and numbers; weights of the noise only where there are some."""
+        record = {**asdict(self), "outputs": list(self.outputs), "noise": list(self.noise)}
+        return record if self.noise else {key: value for key, value in record.items() if key != "noise"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,14 @@ class SolverStep:
     linear: LinearWeights | None = None
 
     def __post_init__(self) -> None:
+        for name in ("noise", "contrast", "momentum", "network_time"):
+            if (value := getattr(self, name)) is not None or name != "network_time":
+                object.__setattr__(self, name, _number(value, f"{name!r} of a step"))
+        if type(self.order) is not int or not isinstance(self.corrector, bool):
+            raise FestinaError(
+                f"a step has the order {self.order!r:.40} and corrector={self.corrector!r:.40}. Use a whole number and "
+                "true or false."
+            )
         highest = kind_of(self.solver).highest
         if not 1 <= self.order <= highest:
             raise FestinaError(f"{self.solver} has no order {self.order}. Use an order from 1 to {highest}.")
@@ -117,6 +141,7 @@ class SolverTable:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "final_noise", _number(self.final_noise, "'final_noise' of a table"))
         if not self.steps or self.steps[0].call != "network":
             raise FestinaError('a table begins with a step whose call is "network".')
         if self.start not in STARTS:
@@ -192,7 +217,7 @@ class SolverTable:
                 if field.name == "noise" or getattr(step, field.name) != field.default
             }
             if step.linear is not None:
-                record["linear"] = {**asdict(step.linear), "outputs": list(step.linear.outputs)}
+                record["linear"] = step.linear.to_json()
             steps.append(record)
         start = {} if self.start == "noise" else {"start": self.start}
         return {"steps": steps, "final_noise": self.final_noise, "before_shift": self.before_shift, **start}
@@ -241,6 +266,19 @@ def check_solver(solver: str, order: int, corrector: bool, largest_step_ratio: f
         raise FestinaError(f"{solver} has no corrector. Use corrector=False.")
     if largest_step_ratio is not None:
         check_ratio(largest_step_ratio)
+
+
+def _number(value: Any, what: str) -> float:
+    """A number as a table keeps it, so that equal tables are written alike.
+
+    Raises:
+        FestinaError: it is no finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise FestinaError(f"{what} is {value!r:.40}. Use a finite number.")
+    if not math.isfinite(value):
+        raise FestinaError(f"{what} is {value}. Use a finite number.")
+    return float(value)
 
 
 _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from festina.errors import FestinaError
-from festina.plan import COMPUTE, REUSE, Plan
+from festina.formats import want_mask
+from festina.plan import COMPUTE, Plan
 from festina.sites import Site, component_sites
 
 
@@ -97,9 +98,9 @@ class Genome:
                 f"a plan of {len(plan.steps)} steps does not fit a search at {self.steps} steps; use "
                 f"plan.resample({self.steps})."
             )
-        table = plan.canonical().table()
-        if other := set(np.unique(table).tolist()) - {COMPUTE, REUSE}:
-            raise FestinaError(f"a search knows computing and reusing only; this plan has actions {sorted(other)}.")
+        canonical = plan.canonical()
+        want_mask(canonical, "a search")
+        table = canonical.table()
         return self.bits(table == COMPUTE)
 
     def difference(self, bits: NDArray[np.bool_]) -> int:
