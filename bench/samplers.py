@@ -200,6 +200,7 @@ def write_plot(name: str, rows: Sequence[Row], path: Path) -> None:
     figure.subplots_adjust(left=0.075, right=0.69, top=0.86, bottom=0.09)
     frame(axes, "Network calls")
     axes.set_ylabel("Reward", color=INK)
+    axes.set_xticks(sorted({row.calls for row in rows}))
     for label, look in looks_of(tuple(dict.fromkeys(row.sampler for row in rows))).items():
         own = [row for row in rows if row.sampler == label]
         axes.plot(
