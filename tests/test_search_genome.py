@@ -54,7 +54,7 @@ def test_plans_that_do_not_fit_are_refused() -> None:
     rows = ["CCCC", "CCCC", "1111", "CCCC"]
     steps = Plan.computing_all("Toy", genome.names, 4).steps
     forecast = Plan("Toy", genome.names, tuple(type(s)(s.noise, row) for s, row in zip(steps, rows, strict=True)))
-    with pytest.raises(FestinaError, match="computing and reusing only"):
+    with pytest.raises(FestinaError, match="knows compute and reuse only"):
         genome.encode(forecast)
 
 
