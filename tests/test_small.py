@@ -315,7 +315,7 @@ class TestFromTheCommandLine:
         )
         assert (status, "--with needs a --plan" in err) == (1, True)
         status, _, err = festina("plan", "check", plan, "--with", "small=scenes-small")
-        assert (status, "--with needs a --model" in err) == (1, True)
+        assert (status, "--with and --statistics need a --model" in err) == (1, True)
         own = tmp_path / "own.json"
         t_stitch(load("scenes"), 4, 0.0).save(own)
         assert not Plan.load(own).models

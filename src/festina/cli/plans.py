@@ -95,6 +95,9 @@ def check(
     file: PlanFile,
     model: Annotated[str | None, typer.Option(help="Also check that the plan fits this model.")] = None,
     models: StandIns = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="Gaussian statistics, a file, for a plan that carries the first noise by them.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Also check that the plan has so many steps.", min=1)] = None,
 ) -> None:
     """Check that a file is a valid plan, and that it fits a model."""
@@ -103,14 +106,14 @@ def check(
         raise FestinaError(
             f"{file} has {len(plan.steps)} steps, wanted {steps}; `festina plan convert --steps {steps}` resamples it."
         )
-    if model is None and models:
-        raise FestinaError("--with needs a --model that the plan is to fit.")
+    if model is None and (models or statistics):
+        raise FestinaError("--with and --statistics need a --model that the plan is to fit.")
     if model is not None:
         from festina.executor import accelerate
         from festina.zoo import load
 
         sources = stand_ins(models, plan)
-        with accelerate(load(model), plan, load_stand_ins(sources)):
+        with accelerate(load(model), plan, load_stand_ins(sources), statistics):
             pass
     fits = f", fits {model}" if model else ""
     print(f"{file}: valid, {len(plan.steps)} steps, {len(plan.sites)} sites{fits}")
