@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cutting import cut_at_first_checkpoints, run_to_the_end
 from diffusers import FluxPipeline, LattePipeline, PixArtAlphaPipeline, StableDiffusionPipeline
 from torch import nn
 
@@ -38,10 +39,6 @@ SETTINGS = TrainSettings(
     judge_steps=2,
     judge_batch=4,
 )
-
-
-class CutError(RuntimeError):
-    """The training was killed here."""
 
 
 @pytest.fixture(scope="module")
@@ -241,24 +238,8 @@ def test_what_was_trained_loads_and_draws(trained, families, name):
 
 @pytest.mark.parametrize("name", ["scenes-flux", "scenes-unet", "scenes-video"])
 def test_a_killed_training_goes_on_where_it_was(trained, name, tmp_path, monkeypatch):
-    from festina.zoo import stages
-
-    monkeypatch.setattr(stages.Stage, "due", lambda self: True)
-    save, cuts = stages.Stage.save, []
-
-    def save_and_cut(self, state):
-        save(self, state)
-        if state["step"] == 1:
-            cuts.append(self.name)
-            raise CutError
-
-    monkeypatch.setattr(stages.Stage, "save", save_and_cut)
-    for _ in range(4):
-        try:
-            train(name, SETTINGS, tmp_path / "work", tmp_path / "out", torch.device("cpu"))
-            break
-        except CutError:
-            continue
+    cuts = cut_at_first_checkpoints(monkeypatch)
+    run_to_the_end(lambda: train(name, SETTINGS, tmp_path / "work", tmp_path / "out", torch.device("cpu")))
     assert sorted(cuts) == sorted(["text", "denoiser", *(["judge"] if name == "scenes-video" else [])])
     weights = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.safetensors"))
     assert len(weights) >= 3

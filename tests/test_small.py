@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cutting import CutError, cut_at_first_checkpoints
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from safetensors.torch import load_file
 from tiny import pixart_pipeline, pixart_transformer
@@ -119,19 +120,9 @@ def test_latents_and_captions_are_those_of_its_pipeline(trained, scenes):
 
 
 def test_a_killed_training_goes_on_where_it_was(trained, tmp_path, monkeypatch):
-    from festina.zoo import stages
-
-    save = stages.Stage.save
-
-    def save_and_cut(self, state):
-        save(self, state)
-        if state["step"] == 1:
-            raise InterruptedError
-
-    monkeypatch.setattr(stages.Stage, "due", lambda self: True)
-    monkeypatch.setattr(stages.Stage, "save", save_and_cut)
+    cut_at_first_checkpoints(monkeypatch)
     run = ("scenes-small", SMALL_SETTINGS, tmp_path / "work", tmp_path / "out", torch.device("cpu"))
-    with pytest.raises(InterruptedError):
+    with pytest.raises(CutError):
         train(*run)
     assert not (tmp_path / "out").exists()
     train(*run)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cutting import cut_at_first_checkpoints, run_to_the_end
 from diffusers import DDIMPipeline
 from torch.nn import functional
 
@@ -19,7 +20,7 @@ from festina.samplers.noise_classifier import load_noise_classifier
 from festina.samplers.row_denoiser import RowDenoiser
 from festina.search import Workload
 from festina.search.generation import generate
-from festina.zoo import SHIPPED, load, loading, shipped_judge, stages
+from festina.zoo import SHIPPED, load, loading, shipped_judge
 from festina.zoo.grammar import sample_scenes
 from festina.zoo.loading import UNCONDITIONAL
 from festina.zoo.render import render
@@ -38,10 +39,6 @@ SETTINGS = UnconditionalSettings(
     scenes=24, denoiser_steps=2, denoiser_batch=2, classifier_steps=2, classifier_batch=2, levels=20
 )
 CPU = torch.device("cpu")
-
-
-class CutError(RuntimeError):
-    """The training was killed here."""
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +86,8 @@ def test_a_training_ends_in_a_folder_that_loads_and_draws(trained):
 
 
 def test_a_killed_training_goes_on_where_it_was(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages.Stage, "due", lambda self: True)
-    save, cuts = stages.Stage.save, []
-
-    def save_and_cut(self, state):
-        save(self, state)
-        if state["step"] == 1:
-            cuts.append(self.name)
-            raise CutError
-
-    monkeypatch.setattr(stages.Stage, "save", save_and_cut)
-    for _ in range(3):
-        try:
-            train_unconditional(SETTINGS, tmp_path / "work", tmp_path / "out", CPU)
-            break
-        except CutError:
-            continue
+    cuts = cut_at_first_checkpoints(monkeypatch)
+    run_to_the_end(lambda: train_unconditional(SETTINGS, tmp_path / "work", tmp_path / "out", CPU))
     assert cuts == ["denoiser", "classifier"]
     for name in (
         "pipeline/unet/diffusion_pytorch_model.safetensors",

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from cutting import cut_at_first_checkpoints, run_to_the_end
 from diffusers import PixArtAlphaPipeline
 
 from festina import FestinaError
@@ -253,7 +254,7 @@ def test_loading_a_folder_that_is_no_pipeline_is_refused(tmp_path):
 
 
 def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
-    from festina.zoo import stages, train
+    from festina.zoo import train
 
     settings = train.TrainSettings(
         scenes=64,
@@ -269,26 +270,9 @@ def test_training_resumes_where_it_was(tmp_path, monkeypatch, capsys):
     train.train("scenes", settings, tmp_path / "work", tmp_path / "whole", torch.device("cpu"))
 
     # The same again, cut off after every stage's first checkpoint.
-    class CutError(RuntimeError):
-        pass
-
-    monkeypatch.setattr(stages.Stage, "due", lambda self: True)
-    save = stages.Stage.save
-
-    def save_and_cut(self, state):
-        save(self, state)
-        if state["step"] == 1:
-            raise CutError
-
-    monkeypatch.setattr(stages.Stage, "save", save_and_cut)
-    cuts = 0
-    while True:
-        try:
-            train.train("scenes", settings, tmp_path / "work2", tmp_path / "cut", torch.device("cpu"))
-            break
-        except CutError:
-            cuts += 1
-    assert cuts == 4
+    cuts = cut_at_first_checkpoints(monkeypatch)
+    run_to_the_end(lambda: train.train("scenes", settings, tmp_path / "work2", tmp_path / "cut", torch.device("cpu")))
+    assert len(cuts) == 4
     for name in ("pipeline/transformer/diffusion_pytorch_model.safetensors", "judge/judge.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert json.loads((tmp_path / "cut" / "settings.json").read_text())["scenes"] == 64
