@@ -15,11 +15,11 @@ import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Figures, at_least, device_named, markdown, run_program, save_record, tell
+from models import computing_all
+from timing import Figures, at_least, device_named, judging_command, markdown, run_program, save_record, tell
 from torch import Tensor, nn
 
 from festina import methods
@@ -34,9 +34,10 @@ from festina.plan import Plan
 from festina.samplers import PlanScheduler, SolverTable
 from festina.samplers.teleportation import GaussianStatistics
 from festina.search import Workload
-from festina.search.generation import call_of, generate
-from festina.sites import component_sites, find_denoiser
+from festina.search.generation import generate, strength_and_call
+from festina.sites import find_denoiser
 from festina.zoo import SHIPPED, call_arguments, load, load_denoiser
+from festina.zoo.loading import small_for
 from festina.zoo.shipped import shipped
 
 FIRST_SEED, CAPTIONS, FIT_CAPTIONS = 6_000_000, 600, 601
@@ -48,8 +49,6 @@ LEFT_OUT = (1, 2, 4, 6)
 
 SOLVERS = {"DPMSolverMultistepScheduler": ("data_released", 2)}
 """The solver and order of a shipped pipeline's scheduler; that of the others is of the first order."""
-
-SIBLINGS = {"scenes": "scenes-small"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Way:
     @property
     def calls(self) -> int:
         """Steps in which a denoiser is called."""
-        return self.steps if self.plan is None else sum(not step.replays for step in self.plan.canonical().steps)
+        return self.steps if self.plan is None else self.plan.calls
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def measure(asked: argparse.Namespace) -> list[Row]:
 
 def drawn(pipe: Any, way: Way, work: Workload) -> tuple[Tensor, int]:
     """Pictures, and the denoiser's MACs per picture of the last batch's run."""
-    plan = way.plan or _untouched(pipe, way.steps)
+    plan = way.plan or computing_all(find_denoiser(pipe), way.steps)
     with accelerate(pipe, plan, way.models or {}, way.statistics) as run:
         pictures = generate(pipe, work.pictures(), replace(work, steps=way.steps))
         rows = len(work.pictures()) - (len(work.pictures()) - 1) // work.batch * work.batch
@@ -165,8 +164,8 @@ def ways(pipe: Any, name: str, work: Workload, fit: Sequence[str]) -> Iterator[W
         yield Way("fewer steps", f"{count} steps", count)
     yield from _skipping(pipe, work, fit)
     yield from _guided(pipe, steps)
-    if name in SIBLINGS:
-        small = {"small": load_denoiser(SIBLINGS[name], next(find_denoiser(pipe).parameters()).device)}
+    device = next(find_denoiser(pipe).parameters()).device
+    if small := {known: load_denoiser(source, device) for known, source in small_for(name).items()}:
         for share in (0.2, 0.4, 0.6, 0.8, 1.0):
             yield Way("T-Stitch", f"small for {share:.0%}", steps, methods.t_stitch(pipe, steps, share), small)
     yield from _teleported(pipe, work, fit)
@@ -200,7 +199,7 @@ def _cached(pipe: Any, steps: int, left: Sequence[int], interval: int) -> Plan:
     """FORA's schedule over the steps that make a call; the others have none of their own."""
     called = [step for step in range(steps) if step not in left]
     rows = iter(methods.fora(pipe, len(called), interval).steps)
-    plan = _untouched(pipe, steps)
+    plan = computing_all(find_denoiser(pipe), steps)
     made = [
         step if place in left else replace(step, actions=next(rows).actions) for place, step in enumerate(plan.steps)
     ]
@@ -224,7 +223,7 @@ def _guided(pipe: Any, steps: int) -> Iterator[Way]:
 def _teleported(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
     """The first steps left out: the noise carried by statistics of drawn pictures, and as if all pictures were grey."""
     table = own_table(pipe, work)
-    strength, call = _call(pipe, work, fit)
+    strength, call = strength_and_call(pipe, work, fit)
     statistics = generated_statistics(pipe, table, fit, len(fit) // 2, range(len(fit)), strength, call)
     nothing = replace(statistics, mean=0 * statistics.mean, variances=0 * statistics.variances)
     for left in LEFT_OUT:
@@ -254,24 +253,12 @@ def _with_call(table: SolverTable, places: Sequence[int], call: str) -> SolverTa
 
 
 def _factors(pipe: Any, work: Workload, fit: Sequence[str], left: tuple[int, ...]) -> Mapping[int, float]:
-    strength, call = _call(pipe, work, fit)
+    strength, call = strength_and_call(pipe, work, fit)
     return measure_coherence(pipe, fit[:4], work.steps, left, range(4), strength, call).mean_factors()
-
-
-def _call(pipe: Any, work: Workload, fit: Sequence[str]) -> tuple[float | None, dict[str, Any]]:
-    """The strength of guidance under the name that the pipeline has for it, and all else that its call wants."""
-    call = {**call_of(pipe, work, fit[:1]), **work.call}
-    strength = call.pop("guidance_scale", None)
-    return strength, {name: value for name, value in call.items() if name != "prompt"}
 
 
 def _left(steps: int, start: float) -> tuple[int, ...]:
     return methods.replayed_steps(methods.released_interval(steps, start))
-
-
-def _untouched(pipe: Any, steps: int) -> Plan:
-    denoiser = find_denoiser(pipe)
-    return Plan.computing_all(type(denoiser).__name__, [site.name for site in component_sites(denoiser)], steps)
 
 
 def _psnr(pictures: Tensor, reference: Tensor) -> float | None:
@@ -285,17 +272,11 @@ def _decibels(value: float | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="scenes", help=f"one of {', '.join(SHIPPED)}")
+    parser = judging_command(__doc__)
     parser.add_argument("--levers", nargs="+", help="names as in the table (all)")
     parser.add_argument("--steps", type=at_least(8), default=20, help="sampling steps (20)")
     parser.add_argument("--images", type=at_least(2), default=64, help="pictures of each row (64)")
     parser.add_argument("--fit-images", type=at_least(4), default=32, help="that statistics are made from (32)")
-    parser.add_argument("--reference-steps", type=at_least(2), default=100, help="of the own scheduler (100)")
-    parser.add_argument("--guidance", type=float, default=4.5, help="strength of classifier-free guidance (4.5)")
-    parser.add_argument("--batch", type=at_least(1), default=16, help="pictures per call (16)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--out", type=Path, help="JSON file that receives the figures, with hardware and versions")
     return parser
 
 

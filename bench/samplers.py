@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Figures, at_least, device_named, markdown, run_program, save_record, tell
+from timing import Figures, at_least, device_named, judging_command, markdown, run_program, save_record, tell
 from torch import Tensor
 
 from festina.benchmark.looks import looks_of
@@ -218,18 +218,12 @@ def write_plot(name: str, rows: Sequence[Row], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="scenes", help=f"one of {', '.join(SHIPPED)}")
+    parser = judging_command(__doc__)
     parser.add_argument("--samplers", nargs="+", help="names as in the table (all)")
     parser.add_argument("--calls", nargs="+", type=at_least(2), default=[3, 4, 5, 7, 10, 14, 20], help="(3 to 20)")
     parser.add_argument("--images", type=at_least(2), default=128, help="pictures of each row (128)")
-    parser.add_argument("--reference-steps", type=at_least(2), default=100, help="of the own scheduler (100)")
     parser.add_argument("--fit-images", type=at_least(1), default=16, help="that GITS and OLSS learn from (16)")
     parser.add_argument("--teacher-steps", type=at_least(2), default=60, help="of the run they learn from (60)")
-    parser.add_argument("--guidance", type=float, default=4.5, help="strength of classifier-free guidance (4.5)")
-    parser.add_argument("--batch", type=at_least(1), default=16, help="pictures per call (16)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--out", type=Path, help="JSON file that receives the figures, with hardware and versions")
     parser.add_argument("--png", help="picture file that receives the plot")
     return parser
 

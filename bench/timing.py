@@ -131,6 +131,18 @@ def command(text: str, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def judging_command(text: str) -> argparse.ArgumentParser:
+    """A command line with what benchmarks of quality take, which draw a pipeline that ships and time nothing."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="scenes", help="a pipeline that ships (scenes)")
+    parser.add_argument("--reference-steps", type=at_least(2), default=100, help="of the own scheduler (100)")
+    parser.add_argument("--guidance", type=float, default=4.5, help="strength of classifier-free guidance (4.5)")
+    parser.add_argument("--batch", type=at_least(1), default=16, help="pictures per call (16)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--out", type=Path, help="JSON file that receives the figures, with hardware and versions")
+    return parser
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number of `least` or more."""
 

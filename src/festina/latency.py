@@ -152,7 +152,7 @@ def _called(plan: Plan) -> int:
         raise FestinaError(
             f"the plan calls the models {sorted(plan.models)}, and a latency model knows one denoiser only. Time it."
         )
-    return sum(not step.replays for step in plan.canonical().steps)
+    return plan.calls
 
 
 def _computations(plan: Plan, groups: Sequence[Sequence[str]]) -> NDArray[np.float64]:

@@ -190,6 +190,11 @@ class Plan:
         called = (step for place, step in enumerate(self.steps) if not (step.replays and place))
         return frozenset(step.model for step in called if step.model)
 
+    @property
+    def calls(self) -> int:
+        """In how many steps a denoiser is called, its own or another, and not the last answer replayed."""
+        return sum(not (step.replays and place) for place, step in enumerate(self.steps))
+
     def table(self) -> NDArray[np.str_]:
         """The schedule: actions as a (steps, sites) array of single characters."""
         return np.array([list(step.actions) for step in self.steps])

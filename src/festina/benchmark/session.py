@@ -26,7 +26,7 @@ from festina.metrics.similarity import Similarity, lpips_measure, ssim_measure
 from festina.plan import Plan
 from festina.report.comparison import Fidelity
 from festina.search.engine import Progress, silent
-from festina.search.generation import call_of, draws_videos, generate_batch
+from festina.search.generation import draws_videos, generate_batch, strength_and_call
 from festina.search.workload import Workload, pipeline_fingerprint
 from festina.sites import find_denoiser
 
@@ -167,10 +167,7 @@ def _calibrating(pipe: Any, job: Job, workload: Workload, path: Path, progress: 
     def calibrated() -> Calibration | FestinaError:
         if not job.calibration:
             return FestinaError("no prompts to calibrate on; give some that are not drawn.")
-        # The strength of guidance under the name that this pipeline has for it; the rest as it was said.
-        call = {**call_of(pipe, workload, job.calibration[:1]), **workload.call}
-        strength = call.pop("guidance_scale", None)
-        call = {name: value for name, value in call.items() if name != "prompt"}
+        strength, call = strength_and_call(pipe, workload, job.calibration)
         seeds = tuple(range(len(job.calibration)))
 
         def told(done: int, total: int, message: str) -> None:

@@ -59,7 +59,7 @@ class Variant:
     @property
     def calls(self) -> int:
         """In how many steps a denoiser is called; of other libraries, in how many there may be a call."""
-        return self.steps if self.plan is None else sum(not step.replays for step in self.plan.canonical().steps)
+        return self.steps if self.plan is None else self.plan.calls
 
     @cached_property
     def key(self) -> str:

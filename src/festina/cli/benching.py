@@ -16,9 +16,6 @@ from festina.strict import write_whole
 if TYPE_CHECKING:
     from festina.benchmark.results import Benchmark
 
-SIBLINGS = {"scenes": {"small": "scenes-small"}}
-"""Smaller denoisers that ship, by the name of the pipeline they stand in for: they take part if no other is named."""
-
 CALIBRATION_IMAGES = 8
 """Prompts that methods are calibrated on if nothing is said."""
 
@@ -65,6 +62,7 @@ def bench_command(
     from festina.cli.progress import showing_progress
     from festina.cli.prompts import prompts_of_bench
     from festina.zoo import call_arguments, load
+    from festina.zoo.loading import small_for
     from festina.zoo.shipped import shipped
 
     ours = shipped(model)
@@ -73,7 +71,7 @@ def bench_command(
     named = _plans(model if ours else None, plans or [])
     judged_by = load_reward(reward or ("judge" if ours else None), device, model)
     stitched = any(entry.method == "t_stitch" for entry in entries)
-    others = load_stand_ins(sources_of(models) or (SIBLINGS.get(model, {}) if stitched else {}), device)
+    others = load_stand_ins(sources_of(models) or (small_for(model) if stitched else {}), device)
     pipe = load(model, device)
     call = call_arguments(pipe)
     job = Job(model, drawn, other, entries, steps, guidance, batch, call, named, peers, rounds, others)

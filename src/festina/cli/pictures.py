@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from festina.cli.stand_ins import StandIns, load_stand_ins, stand_ins
+from festina.cli.stand_ins import StandIns, StatisticsFile, load_stand_ins, stand_ins
 from festina.errors import FestinaError
 from festina.plan import Plan
 from festina.strict import write_whole
@@ -22,9 +22,7 @@ def generate_command(
         str | None, typer.Option(help="A plan file, or a plan that ships, such as scenes/fast. None: uncached.")
     ] = None,
     models: StandIns = None,
-    statistics: Annotated[
-        Path | None, typer.Option(help="Gaussian statistics, a file, for a plan that carries the first noise by them.")
-    ] = None,
+    statistics: StatisticsFile = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
     compare: Annotated[bool, typer.Option("--compare", help="Also generate without the plan, side by side.")] = False,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the plan's, or 20.", min=1)] = None,

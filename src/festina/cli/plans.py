@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from festina.cli.pictures import load_plan
-from festina.cli.stand_ins import StandIns, load_stand_ins, stand_ins
+from festina.cli.stand_ins import StandIns, StatisticsFile, load_stand_ins, stand_ins
 from festina.errors import FestinaError
 from festina.plan import ALL, COMPUTE, FORECASTS, GATED, PARTIAL, REUSE, SKIP, Plan
 from festina.strict import write_whole
@@ -95,9 +95,7 @@ def check(
     file: PlanFile,
     model: Annotated[str | None, typer.Option(help="Also check that the plan fits this model.")] = None,
     models: StandIns = None,
-    statistics: Annotated[
-        Path | None, typer.Option(help="Gaussian statistics, a file, for a plan that carries the first noise by them.")
-    ] = None,
+    statistics: StatisticsFile = None,
     steps: Annotated[int | None, typer.Option(help="Also check that the plan has so many steps.", min=1)] = None,
 ) -> None:
     """Check that a file is a valid plan, and that it fits a model."""

@@ -1,8 +1,10 @@
-"""`--with NAME=SOURCE`: the denoisers that a plan calls in the place of the pipeline's own."""
+"""What a plan wants besides a pipeline: `--with NAME=SOURCE`, the denoisers that it calls in the place of the
+pipeline's own, and `--statistics`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +23,12 @@ StandIns = Annotated[
         help="A denoiser that the plan calls by this name: a folder, a Hub id, or one that ships, as in "
         "small=scenes-small. Once for each.",
     ),
+]
+
+
+StatisticsFile = Annotated[
+    Path | None,
+    typer.Option("--statistics", help="Gaussian statistics, a file, for a plan that carries the first noise by them."),
 ]
 
 

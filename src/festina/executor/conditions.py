@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from festina.errors import FestinaError
 from festina.executor.calls import Arguments, Leaves, changed_arguments
-from festina.executor.difference import half_of, joined
+from festina.executor.difference import half_of, joined, kept_of_parts
 
 
 @dataclass(frozen=True)
@@ -55,24 +53,8 @@ class Thirds:
         return joined(joined(both, bare), bare) if self.bare else joined(joined(bare, bare), both)
 
 
-def kept_thirds(value: Any) -> Any:
-    """What becomes of a stored value when a call goes on without the middle third of its rows.
-
-    Raises:
-        FestinaError: a tensor in it cannot be cut into three.
-    """
-
-    def keep(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.ndim:
-            return leaf
-        if len(leaf) % 3:
-            raise FestinaError(
-                f"a stored tensor of shape {tuple(leaf.shape)} is not of three rows for each picture; this plan, which "
-                f"leaves one out, cannot be run on this model."
-            )
-        return _outer(leaf)
-
-    return tree_map(keep, value)
+kept_thirds = kept_of_parts(3, lambda thirds: torch.cat([thirds[0], thirds[2]]))
+"""What becomes of a stored value when a call goes on without the middle third of its rows."""
 
 
 def thirds_of(name: str, leaves: Leaves) -> Thirds | None:

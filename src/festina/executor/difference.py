@@ -7,7 +7,7 @@ ran, the difference is that of the last step in which both did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -104,6 +104,30 @@ class Difference:
 
     def _read_after(self, step: int) -> bool:
         return self._after[step] if step < len(self._after) else any(self._after)
+
+
+def kept_of_parts(parts: int, keep: Callable[[Sequence[Tensor]], Tensor]) -> Callable[[Any], Any]:
+    """What becomes of a stored value when a call goes on with fewer rows.
+
+    Args:
+        parts: into how many equal parts its rows are cut.
+        keep: makes of these parts what is kept.
+
+    Returns:
+        the new value of an old one; it raises a `FestinaError` on a tensor that cannot be cut so.
+    """
+
+    def kept(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return leaf
+        if len(leaf) % parts:
+            raise FestinaError(
+                f"a stored tensor of shape {tuple(leaf.shape)} is not of {parts} rows for each picture; this plan, "
+                f"which leaves some out, cannot be run on this model."
+            )
+        return keep(leaf.chunk(parts))
+
+    return lambda value: tree_map(kept, value)
 
 
 def half_of(answer: Any, rows: int, half: int) -> Any:

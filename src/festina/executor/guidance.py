@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from festina.errors import FestinaError
 from festina.executor.calls import Arguments, Leaves, changed_arguments, same_values
 from festina.executor.clock import StepClock
 from festina.executor.conditions import kept_thirds
-from festina.executor.difference import KEPT, Difference, check_rows, copied, half_of, joined
+from festina.executor.difference import KEPT, Difference, check_rows, copied, half_of, joined, kept_of_parts
 from festina.executor.gating import GateRun
 from festina.executor.layout import Layout
 from festina.executor.store import Store
@@ -267,16 +266,6 @@ def halved(args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: int, half: in
 def kept_rows(branches: str, half: int) -> Callable[[Any], Any]:
     """What becomes of a stored value when a batched call goes on with half of its rows: that half of it, or, merged,
     the mean of both halves."""
-
-    def keep(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.ndim:
-            return value
-        if len(value) % 2:
-            raise FestinaError(
-                f"a stored tensor of shape {tuple(value.shape)} is not of two branches; this plan, which leaves one "
-                f"out, cannot be run on this model."
-            )
-        first, second = value.chunk(2)
-        return (first + second) / 2 if branches == MERGED else (first, second)[half].clone()
-
-    return lambda value: tree_map(keep, value)
+    if branches == MERGED:
+        return kept_of_parts(2, lambda halves: (halves[0] + halves[1]) / 2)
+    return kept_of_parts(2, lambda halves: halves[half].clone())

@@ -12,7 +12,7 @@ from festina.errors import FestinaError
 from festina.forecasts import NEWTON
 from festina.gates import Gate
 from festina.plan import COMPUTE, REUSE, Plan, Step, even_noise
-from festina.sites import find_denoiser, sampler_of
+from festina.sites import component_sites, find_denoiser, sampler_of
 
 
 def plan_of_columns(
@@ -37,6 +37,12 @@ def plan_of_columns(
     steps = tuple(Step(noise, row) for noise, row in zip(even_noise(len(rows)), rows, strict=True))
     name = type(find_denoiser(pipe)).__name__
     return Plan(name, tuple(columns), steps, method, settings, sampler_of(pipe), basis=basis, gate=gate)
+
+
+def computing(pipe: Any, steps: int, method: str, settings: Mapping[str, Any]) -> Plan:
+    """The plan in which every component computes in each of `steps` steps; for its arguments see `plan_of_columns`."""
+    columns = dict.fromkeys((site.name for site in component_sites(find_denoiser(pipe))), COMPUTE * steps)
+    return plan_of_columns(pipe, columns, method, settings)
 
 
 def letters(computes: NDArray[np.bool_]) -> str:

@@ -8,11 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from festina.errors import FestinaError
-from festina.methods.columns import letters, plan_of_columns, want_whole
-from festina.methods.fora import every
+from festina.methods.columns import computing, want_whole
 from festina.plan import ALL, CONDITIONAL, MAX_STEPS, Plan
 from festina.records import DIFFERENCE, JOINT
-from festina.sites import component_sites, find_denoiser
 from festina.strict import is_number
 
 
@@ -30,11 +28,8 @@ def guidance_interval(pipe: Any, steps: int, first: int, last: int) -> Plan:
     Raises:
         FestinaError: a knob is out of its range.
     """
-    want_whole("the number of steps", steps, 1, MAX_STEPS)
-    want_whole("the first step that is guided", first, 0, steps - 1)
-    want_whole("the last step that is guided", last, first, steps - 1)
-    branches = [ALL if first <= step <= last else CONDITIONAL for step in range(steps)]
-    return guided(_computing(pipe, steps, "guidance_interval", {"first": first, "last": last}), branches=branches)
+    branches = _interval(steps, first, last, "that is guided", ALL, CONDITIONAL)
+    return guided(computing(pipe, steps, "guidance_interval", {"first": first, "last": last}), branches=branches)
 
 
 def guidance_table(pipe: Any, factors: Sequence[float]) -> Plan:
@@ -55,7 +50,7 @@ def guidance_table(pipe: Any, factors: Sequence[float]) -> Plan:
     if odd := [factor for factor in factors if not is_number(factor)]:
         raise FestinaError(f"a factor on guidance is {odd[0]!r:.40}; wanted finite numbers.")
     table = [float(factor) for factor in factors]
-    plan = _computing(pipe, len(table), "guidance_table", {"factors": table})
+    plan = computing(pipe, len(table), "guidance_table", {"factors": table})
     return guided(plan, table, [ALL if factor else CONDITIONAL for factor in table])
 
 
@@ -77,7 +72,7 @@ def guidance_reuse(pipe: Any, steps: int, interval: int) -> Plan:
     want_whole("the number of steps", steps, 1, MAX_STEPS)
     want_whole("the interval", interval, 1)
     branches = [DIFFERENCE if step % interval else ALL for step in range(steps)]
-    return guided(_computing(pipe, steps, "guidance_reuse", {"interval": interval}), branches=branches)
+    return guided(computing(pipe, steps, "guidance_reuse", {"interval": interval}), branches=branches)
 
 
 def joint_conditions(pipe: Any, steps: int, first: int, last: int) -> Plan:
@@ -96,11 +91,8 @@ def joint_conditions(pipe: Any, steps: int, first: int, last: int) -> Plan:
     Raises:
         FestinaError: a knob is out of its range.
     """
-    want_whole("the number of steps", steps, 1, MAX_STEPS)
-    want_whole("the first step with joint conditions", first, 0, steps - 1)
-    want_whole("the last step with joint conditions", last, first, steps - 1)
-    branches = [JOINT if first <= step <= last else ALL for step in range(steps)]
-    return guided(_computing(pipe, steps, "joint_conditions", {"first": first, "last": last}), branches=branches)
+    branches = _interval(steps, first, last, "with joint conditions", JOINT, ALL)
+    return guided(computing(pipe, steps, "joint_conditions", {"first": first, "last": last}), branches=branches)
 
 
 def guided(plan: Plan, factors: Sequence[float] | None = None, branches: Sequence[str] | None = None) -> Plan:
@@ -129,7 +121,9 @@ def guided(plan: Plan, factors: Sequence[float] | None = None, branches: Sequenc
     return replace(plan, steps=tuple(steps), measured=())
 
 
-def _computing(pipe: Any, steps: int, method: str, settings: dict[str, Any]) -> Plan:
-    """A plan in which everything computes."""
-    columns = dict.fromkeys((site.name for site in component_sites(find_denoiser(pipe))), letters(every(steps, 1)))
-    return plan_of_columns(pipe, columns, method, settings)
+def _interval(steps: int, first: int, last: int, what: str, inside: str, outside: str) -> list[str]:
+    """The branches of each step: some from one step to another, and others elsewhere."""
+    want_whole("the number of steps", steps, 1, MAX_STEPS)
+    want_whole(f"the first step {what}", first, 0, steps - 1)
+    want_whole(f"the last step {what}", last, first, steps - 1)
+    return [inside if first <= step <= last else outside for step in range(steps)]

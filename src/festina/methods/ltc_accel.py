@@ -8,10 +8,8 @@ from typing import Any
 from festina.calibration.coherence import Coherence
 from festina.errors import FestinaError
 from festina.executor.replay import why_not_replayed
-from festina.methods.columns import letters, plan_of_columns, want_whole
-from festina.methods.fora import every
+from festina.methods.columns import computing, want_whole
 from festina.plan import MAX_STEPS, Plan
-from festina.sites import component_sites, find_denoiser
 
 
 def ltc_accel(
@@ -60,8 +58,7 @@ def ltc_accel(
             )
         factors = coherence.mean_factors()
         settings |= {"pictures": len(coherence.pictures), "deviations": list(coherence.deviations().values())}
-    columns = dict.fromkeys((site.name for site in component_sites(find_denoiser(pipe))), letters(every(steps, 1)))
-    return plan_of_columns(pipe, columns, "ltc_accel", settings).replaying(factors)
+    return computing(pipe, steps, "ltc_accel", settings).replaying(factors)
 
 
 def released_interval(steps: int, start: float = 0.25, keep_last: int = 1) -> tuple[int, int]:

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from festina.errors import FestinaError
-from festina.methods.columns import letters, plan_of_columns
-from festina.methods.fora import every
+from festina.methods.columns import computing
 from festina.noise import even_noise, nearest
 from festina.plan import Plan
-from festina.sites import component_sites, find_denoiser
 
 if TYPE_CHECKING:
     from festina.samplers.table import SolverTable
@@ -35,8 +33,7 @@ def solver(pipe: Any, table: SolverTable, plan: Plan | None = None) -> Plan:
     levels = call_noise(pipe, table)
     settings: dict[str, Any] = {"calls": table.calls}
     if plan is None:
-        columns = {site.name: letters(every(len(levels), 1)) for site in component_sites(find_denoiser(pipe))}
-        made = plan_of_columns(pipe, columns, "solver", settings)
+        made = computing(pipe, len(levels), "solver", settings)
         steps = tuple(replace(step, noise=level) for step, level in zip(made.steps, levels, strict=True))
         return replace(made, steps=steps, solver=table)
     if plan.solver is not None:

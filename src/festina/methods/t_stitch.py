@@ -7,10 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from festina.errors import FestinaError
-from festina.methods.columns import letters, plan_of_columns, want_whole
-from festina.methods.fora import every
+from festina.methods.columns import computing, want_whole
 from festina.plan import MAX_STEPS, Plan
-from festina.sites import component_sites, find_denoiser
 from festina.strict import is_number
 
 Chain = Sequence[tuple[str, float]]
@@ -38,13 +36,12 @@ def t_stitch(pipe: Any, steps: int, share: float | Chain, model: str = "small") 
         FestinaError: a share is outside [0, 1], or all are more than 1 together, or a name is no text or comes twice.
     """
     want_whole("the number of steps", steps, 1, MAX_STEPS)
-    columns = dict.fromkeys((site.name for site in component_sites(find_denoiser(pipe))), letters(every(steps, 1)))
     chain: Chain = share if isinstance(share, Sequence) else [(model, share)]
     names = models_of_steps(steps, chain)
     told = (
         {"share": [list(part) for part in share]} if isinstance(share, Sequence) else {"share": share, "model": model}
     )
-    return _with_models(plan_of_columns(pipe, columns, "t_stitch", told), names)
+    return _with_models(computing(pipe, steps, "t_stitch", told), names)
 
 
 def stitched(plan: Plan, models: Chain) -> Plan:

@@ -2,8 +2,8 @@
 
 A solver of a higher order takes differences of outputs for derivatives in time. That is wrong where outputs differ for
 another reason: another model gave them, one is guided and the other is not, or one is an older output again. The rules
-were found on mixtures of Gaussians: beginning anew after a change of the model halves the error at orders 2 and 3; once
-guidance ends, the outputs before are worth keeping up to the second order, and where it comes and goes they are not.
+are cautious: where two models hardly differ, or guidance ends but once, nothing would be lost by keeping what was
+there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 
 from festina.errors import FestinaError
 from festina.records import ALL, COMPUTE, DIFFERENCE, GATED, JOINT, PARTIAL, Step
-from festina.samplers.coefficients import kind_of
 from festina.samplers.table import SolverStep, SolverTable
 
 __all__ = ["composed", "resampled"]
@@ -86,7 +85,7 @@ def _fitted(step: SolverStep, outputs: Sequence[_Output]) -> SolverStep:
         return SolverStep(step.noise, network_time=step.network_time, linear=step.linear, corrector=corrector)
     reference = before if step.contrast_reference == "previous" else outputs[0]
     alike = before is not None and reference is not None and own.continues(reference)
-    order = min(step.order, kind_of(step.solver).highest, _of_one_model(outputs), _by_guidance(outputs))
+    order = min(step.order, _of_one_model(outputs), _by_guidance(outputs))
     if sum(output.served for output in outputs[-3:]) >= 2:
         order = min(order, 2)
     usual = SolverStep(step.noise)

@@ -45,6 +45,15 @@ def call_of(pipe: Any, workload: Workload, prompts: Sequence[str]) -> dict[str, 
     return {"prompt": list(prompts), scale: workload.guidance_scale, **call}
 
 
+def strength_and_call(pipe: Any, workload: Workload, prompts: Sequence[str]) -> tuple[float | None, dict[str, Any]]:
+    """The strength of guidance as `guidance_scale`, None where the pipeline has another name for it, and all else that
+    a call for one prompt at a time wants: what `festina.calibration` takes as `guidance` and `call`."""
+    # The strength under the name that this pipeline has for it; the rest as it was said.
+    call = {**call_of(pipe, workload, prompts[:1]), **workload.call}
+    strength = call.pop("guidance_scale", None)
+    return strength, {name: value for name, value in call.items() if name != "prompt"}
+
+
 def generate_batch(pipe: Any, pictures: Sequence[tuple[str, int]], workload: Workload, steps: int) -> Tensor:
     """One call of a pipeline, with a CPU generator of its own for every picture; for its arguments see `call_of`.
 

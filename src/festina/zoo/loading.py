@@ -25,6 +25,15 @@ SMALL = {"scenes-small": "scenes"}
 """Names of the small denoisers that ship, in every installation, each with the pipeline that it was made to stand in
 for."""
 
+STAND_IN = "small"
+"""The name that plans have for a smaller denoiser, unless they are told another one."""
+
+
+def small_for(model: str) -> dict[str, str]:
+    """The small denoiser that ships for a pipeline, under the name that plans have for it; nothing where none does."""
+    return next(({STAND_IN: small} for small, pipeline in SMALL.items() if pipeline == model), {})
+
+
 UNCONDITIONAL = "scenes-unconditional"
 """Name of the pipeline that ships, in every installation, and draws without captions."""
 
