@@ -31,7 +31,8 @@ from festina.executor import accelerate
 from festina.metrics.distances import frechet_distance, psnr
 from festina.metrics.reward import scores_of
 from festina.plan import Plan
-from festina.samplers import PlanScheduler, SolverTable
+from festina.samplers import SolverTable
+from festina.samplers.own import own_table
 from festina.samplers.teleportation import GaussianStatistics
 from festina.search import Workload
 from festina.search.generation import generate, strength_and_call
@@ -46,9 +47,6 @@ STARTS = (0.25, 0.65)
 
 LEFT_OUT = (1, 2, 4, 6)
 """First steps that teleportation leaves out."""
-
-SOLVERS = {"DPMSolverMultistepScheduler": ("data_released", 2)}
-"""The solver and order of a shipped pipeline's scheduler; that of the others is of the first order."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def ways(pipe: Any, name: str, work: Workload, fit: Sequence[str]) -> Iterator[W
 
 def _skipping(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
     """Steps without a call, in four ways, each with and without a cache."""
-    steps, table = work.steps, own_table(pipe, work)
+    steps, table = work.steps, _own_table(pipe, work)
     for start in STARTS:
         left = _left(steps, start)
         if not left:
@@ -222,28 +220,19 @@ def _guided(pipe: Any, steps: int) -> Iterator[Way]:
 
 def _teleported(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
     """The first steps left out: the noise carried by statistics of drawn pictures, and as if all pictures were grey."""
-    table = own_table(pipe, work)
+    table = _own_table(pipe, work)
     strength, call = strength_and_call(pipe, work, fit)
     statistics = generated_statistics(pipe, table, fit, len(fit) // 2, range(len(fit)), strength, call)
     nothing = replace(statistics, mean=0 * statistics.mean, variances=0 * statistics.variances)
     for left in LEFT_OUT:
-        later = replace(table, steps=table.steps[left:], start="gaussian")
-        plan = methods.solver(pipe, later)
-        yield Way("teleportation", f"{left} steps left out", later.calls, plan, None, statistics)
-        yield Way("teleportation by nothing", f"{left} steps left out", later.calls, plan, None, nothing)
+        plan = methods.teleportation(pipe, table, left)
+        yield Way("teleportation", f"{left} steps left out", plan.calls, plan, None, statistics)
+        yield Way("teleportation by nothing", f"{left} steps left out", plan.calls, plan, None, nothing)
 
 
-def own_table(pipe: Any, work: Workload) -> SolverTable:
-    """The pipeline's own sampler as a table, after any shift, found in a run of one picture."""
-    own = pipe.scheduler
-    solver, order = SOLVERS.get(type(own).__name__, ("data", 1))
-    pipe.scheduler = PlanScheduler.from_scheduler(own, solver=solver, solver_order=order)
-    try:
-        generate(pipe, work.pictures()[:1], work)
-        table: SolverTable = pipe.scheduler.run_table
-    finally:
-        pipe.scheduler = own
-    return table.at_own_times()
+def _own_table(pipe: Any, work: Workload) -> SolverTable:
+    """The pipeline's own sampler as a table, found in a run of one picture."""
+    return own_table(pipe, work.steps, lambda: generate(pipe, work.pictures()[:1], work))
 
 
 def _with_call(table: SolverTable, places: Sequence[int], call: str) -> SolverTable:

@@ -16,7 +16,8 @@ from tiny import PROMPT, pixart_pipeline
 
 from festina import FestinaError, Plan
 from festina.benchmark import drawing, measuring, session, variants
-from festina.benchmark.catalogue import Entry, entries_named
+from festina.benchmark.catalogue import entries_named
+from festina.benchmark.entries import Entry
 from festina.benchmark.session import Job, run_benchmark
 from festina.gates import Gate
 from festina.methods import fora
@@ -196,7 +197,7 @@ def test_a_plan_that_changes_what_it_must_not_is_told(pipe, tmp_path, monkeypatc
 
 
 def test_where_no_plan_can_be_put_on_nothing_is_counted(pipe, tmp_path, monkeypatch):
-    def refusing_plans(pipe, plan, models):
+    def refusing_plans(pipe, plan, models, statistics):
         raise FestinaError("compiled as a whole")
 
     monkeypatch.setattr(variants, "accelerate", refusing_plans)

@@ -1,6 +1,7 @@
 """The methods that a benchmark tries: all there are, each with settings that make plans."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,16 @@ from denoisers.unets_image import unet_2d_condition
 from tiny import PROMPT, flux_transformer, pixart_pipeline
 
 from festina import FestinaError, Plan, methods
-from festina.benchmark.catalogue import CATALOGUE, Entry, entries_named
+from festina.benchmark.catalogue import CATALOGUE, entries_named
+from festina.benchmark.entries import Entry
 from festina.benchmark.variants import Failed, Variant, of_entry, of_plans, untouched
 from festina.calibration import calibrate
 
 STEPS = 20
 CALL = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20, "height": 16, "width": 16}
+FITTED = ("gits", "olss")
+"""Ways to fit a table; the method is `solver`."""
+
 OF_UNETS = ("deepcache", "faster_diffusion")
 SMALL = torch.nn.Linear(1, 1)
 """Stands for a smaller denoiser, which no plan looks at before it runs."""
@@ -27,7 +32,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def calibration(pipe):
-    return calibrate(pipe, [PROMPT], STEPS, guidance=4.5, call=CALL)
+    return calibrate(pipe, [PROMPT, f"{PROMPT} again"], STEPS, guidance=4.5, call=CALL)
 
 
 def test_every_method_takes_part():
@@ -36,7 +41,7 @@ def test_every_method_takes_part():
         for name in methods.__all__
         if inspect.signature(getattr(methods, name)).return_annotation in (Plan, "Plan")
     }
-    assert {entry.method for entry in CATALOGUE} == made
+    assert {entry.method for entry in CATALOGUE} == made | set(FITTED)
 
 
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.method)
@@ -48,7 +53,7 @@ def test_every_setting_makes_a_plan(entry, pipe, calibration):
     assert len({each.name for each in found}) == len(found)
     for each in found:
         assert (each.kind, each.group, each.steps) == ("method", entry.method, len(each.plan.steps))
-        assert each.steps == (each.plan.settings["calls"] if entry.method == "solver" else STEPS)
+        assert each.steps == each.plan.settings.get("calls", STEPS)
         assert each.name.startswith(f"{entry.method} ")
         assert each.settings == each.plan.settings
         assert each.key.startswith(each.plan.key())
@@ -135,6 +140,35 @@ def test_calls_are_steps_in_which_a_denoiser_is_called(pipe, calibration):
     assert [each.calls for each in of_entry(pipe, solver, STEPS, lambda: None)][:3] == [5, 8, 12]
     replaying = of_entry(pipe, ltc, STEPS, lambda: calibration)
     assert all(each.calls == STEPS - sum(step.replays for step in each.plan.steps) < STEPS for each in replaying)
+
+
+def test_what_carries_the_noise_has_the_statistics_with_it(pipe, calibration):
+    """And what they say is part of what it is: with others its pictures are others."""
+    (entry,) = entries_named("teleportation")
+    found = of_entry(pipe, entry, STEPS, lambda: calibration)
+    assert [each.calls for each in found] == [STEPS - left for left in (1, 2, 4, 6)]
+    assert len({id(each.statistics) for each in found}) == 1
+    assert found[0].statistics.count == len(calibration.pictures)
+    moved = replace(found[0].statistics, mean=found[0].statistics.mean + 1)
+    assert replace(found[0], statistics=moved).key != found[0].key
+    (failed,) = of_plans([("mine", found[0].plan)], STEPS)
+    assert "carries the first noise" in failed.reason
+
+
+def test_what_all_settings_share_is_made_once():
+    made = []
+
+    def prepare(pipe, steps, calibration):
+        made.append(calibration)
+        return f"{calibration} of {steps} steps"
+
+    def make(pipe, steps, knobs, prepared):
+        assert prepared == "calibration of 3 steps"
+        return Plan.computing_all("A", ["b.0.ff"], knobs["n"])
+
+    entry = Entry("m", lambda steps: ({"n": 2}, {"n": 4}), make, needs_calibration=True, prepare=prepare)
+    assert [each.steps for each in of_entry(None, entry, 3, lambda: "calibration")] == [2, 4]
+    assert made == ["calibration"]
 
 
 def test_a_plan_whose_model_was_not_given_is_not_run(pipe):

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from festina.benchmark.catalogue import Calibrate, Entry
 from festina.benchmark.drawing import Drawing
+from festina.benchmark.entries import Calibrate, Entry
 from festina.benchmark.figures import Figures
 from festina.benchmark.folder import CALIBRATION, Folder
 from festina.benchmark.machine import hardware, in_words, libraries

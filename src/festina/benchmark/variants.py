@@ -6,18 +6,19 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from torch import nn
 
-from festina.benchmark.catalogue import Calibrate, Entry
+from festina.benchmark.entries import Calibrate, Carried, Entry
 from festina.errors import FestinaError
 from festina.executor import Run, accelerate
 from festina.metrics.reward import weights_fingerprint
 from festina.peers import Peer, calibrated, peers_for, running
 from festina.plan import Plan
+from festina.samplers.teleportation import GaussianStatistics
 from festina.strict import plain
 
 Kind = Literal["uncached", "fewer-steps", "method", "plan", "peer"]
@@ -45,6 +46,7 @@ class Variant:
         plan: the plan it runs; None for the untouched sampler and for peers.
         peer: another library's acceleration; None for all others.
         models: the denoisers that its plan calls in the place of the pipeline's own, by name.
+        statistics: of the model, by which its plan carries the first noise; None if it carries none.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Variant:
     plan: Plan | None = None
     peer: Peer | None = None
     models: Mapping[str, nn.Module] = field(default_factory=dict)
+    statistics: GaussianStatistics | None = None
 
     @property
     def calls(self) -> int:
@@ -70,7 +73,8 @@ class Variant:
         if self.plan is None or computes_everything(self.plan):
             return f"untouched at {self.steps} steps"
         weights = "".join(f" {name} {weights_fingerprint(model)}" for name, model in sorted(self.models.items()))
-        return self.plan.key() + weights
+        carried = "" if self.statistics is None else f" statistics {self.statistics.fingerprint}"
+        return self.plan.key() + weights + carried
 
     @property
     def untouched(self) -> bool:
@@ -90,7 +94,7 @@ class Variant:
         elif self.plan is None:
             yield None
         else:
-            with accelerate(pipe, self.plan, self.models) as run:
+            with accelerate(pipe, self.plan, self.models, self.statistics) as run:
                 yield run
 
 
@@ -162,12 +166,16 @@ def of_entry(
         models: other denoisers of the pipeline's kind, by name.
     """
     found: list[Variant | Failed] = []
+    made_from = _made_from(pipe, entry, steps, calibrate)
     for knobs in entry.settings(steps):
         name = named(entry.method, knobs)
         try:
-            plan = entry.make(pipe, steps, knobs, calibrate() if entry.needs_calibration else None)
-            called = _called(plan, models)
-            found.append(Variant(name, "method", entry.method, len(plan.steps), plan.settings, plan, models=called))
+            made = entry.make(pipe, steps, knobs, made_from())
+            plan, statistics = (made.plan, made.statistics) if isinstance(made, Carried) else (made, None)
+            count, called = len(plan.steps), _called(plan, models)
+            found.append(
+                Variant(name, "method", entry.method, count, plan.settings, plan, models=called, statistics=statistics)
+            )
         except FestinaError as error:
             found.append(Failed(name, entry.method, dict(knobs), str(error)))
     if not found:
@@ -176,6 +184,18 @@ def of_entry(
     if len(found) > 1 and len(reasons) == 1 and all(isinstance(each, Failed) for each in found):
         return [Failed(entry.method, entry.method, {}, reasons.pop())]
     return found
+
+
+def _made_from(pipe: Any, entry: Entry, steps: int, calibrate: Calibrate) -> Callable[[], Any]:
+    """Gives what an entry's plans are made from, made when it is first asked for."""
+
+    @cache
+    def prepared() -> Any:
+        if not entry.needs_calibration:
+            return None
+        return calibrate() if entry.prepare is None else entry.prepare(pipe, steps, calibrate())
+
+    return prepared
 
 
 def of_plans(
@@ -190,6 +210,8 @@ def of_plans(
             found.append(Failed(name, "plans", {}, reason))
             continue
         try:
+            if plan.solver is not None and plan.solver.start == "gaussian":
+                raise FestinaError("it carries the first noise by statistics, which a benchmark has of its own only.")
             called = _called(plan, models)
             found.append(Variant(name, "plan", "plans", count, {"method": plan.method}, plan, models=called))
         except FestinaError as error:

@@ -18,6 +18,7 @@ from festina.methods.step_mask import step_mask
 from festina.methods.t_stitch import t_stitch
 from festina.methods.taylorseer import taylorseer
 from festina.methods.teacache import fit_curve, teacache
+from festina.methods.teleportation import teleportation
 from festina.methods.tgate import tgate
 from festina.methods.toca import duca, toca
 
@@ -49,6 +50,7 @@ __all__ = [
     "t_stitch",
     "taylorseer",
     "teacache",
+    "teleportation",
     "tgate",
     "toca",
 ]

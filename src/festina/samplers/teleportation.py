@@ -7,6 +7,7 @@ once (Wang and Vastola, 2311.10892 and 2412.09726).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -79,6 +80,16 @@ class GaussianStatistics:
     def rank(self) -> int:
         """Directions of the covariance that are kept."""
         return len(self.variances)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over shape, type and bytes of all numbers: of what decides where a sample is carried."""
+        digest = hashlib.sha256()
+        for name in _TENSORS:
+            tensor = getattr(self, name).detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all.
