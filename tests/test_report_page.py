@@ -9,7 +9,10 @@ import pytest
 from test_report_example import NASTY, PROMPTS, example_page
 
 from festina.errors import FestinaError
-from festina.report.page import page_html, write_page
+from festina.plan import Plan
+from festina.report.page import page_html, plan_data, write_page
+from festina.report.schedule import panels, told
+from festina.samplers import SolverStep, SolverTable
 
 
 @pytest.fixture
@@ -72,7 +75,27 @@ def test_the_data_script_holds_the_page(page):
         "skip": (runs == "S").sum(),
         "gate": (runs == "G").sum(),
         "tokens": (runs == "T").sum(),
+        "replay": 0,
+        "model": 0,
     }
+    assert shown["plan"]["told"] == told(point.plan)
+
+
+def test_steps_without_a_call_of_the_own_denoiser_are_shown_as_such():
+    """They have no actions: neither computed nor reused."""
+    plan = Plan.computing_all("A", ["b.0.ff", "b.1.ff"], 6).replaying({3: 1.0, 5: 0.9})
+    steps = (replace(plan.steps[0], model="small"), replace(plan.steps[1], branches="conditional"), *plan.steps[2:])
+    table = SolverTable(tuple(SolverStep(float(noise)) for noise in (6, 5, 4, 3, 2, 1)))
+    plan = replace(plan, steps=steps, solver=table, method="mine")
+    (panel,) = panels(plan)
+    assert panel.rows == ("MCCLCL", "MCCLCL")
+    found = plan_data(plan)["counts"]
+    assert (found["model"], found["replay"], found["compute"], found["reuse"]) == (2, 4, 6, 0)
+    assert told(plan) == (
+        "What runs in A, made by mine. The sampler is the plan's own, of 6 calls. Other models: small. Where the "
+        "pipeline guides, it does in 5 of 6 steps."
+    )
+    assert told(Plan.computing_all("A", ["b.0.ff"], 2)) == "What runs in A, made by uncached."
 
 
 def test_the_page_names_no_outside_resource(page):

@@ -19,7 +19,7 @@ from festina.report import figures, tables
 from festina.report.headline import Headline, headline
 from festina.report.look import LOOKS, Look
 from festina.report.points import FrontPage, Kind, Point
-from festina.report.schedule import panels
+from festina.report.schedule import REPLAYED, STOOD_IN, panels, told
 from festina.strict import write_whole
 
 
@@ -185,11 +185,12 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "skip": text.count(SKIP),
         "gate": text.count(GATED),
         "tokens": text.count(PARTIAL),
+        "replay": text.count(REPLAYED),
+        "model": text.count(STOOD_IN),
     }
     return {
         "json": plan.to_json(),
-        "method": plan.method,
-        "denoiser": plan.denoiser,
+        "told": told(plan),
         "noise": [step.noise for step in plan.steps],
         "counts": counts,
         "panels": [{"title": panel.title, "labels": panel.labels, "rows": panel.rows} for panel in shown],

@@ -2,9 +2,9 @@
 // Draws a plan's schedule as one heat map per component kind; called by the page's script for every chosen point.
 const festinaSchedule = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const NAMES = { C: "compute", R: "reuse", S: "skip", G: "gate", T: "tokens" };
+  const NAMES = { C: "compute", R: "reuse", S: "skip", G: "gate", T: "tokens", L: "replay", M: "model" };
   const nameOf = (action) => NAMES[action] ?? "forecast";
-  const WORDS = { ...NAMES, G: "the gate decides", T: "compute some tokens" };
+  const WORDS = { ...NAMES, G: "the gate decides", T: "compute some tokens", L: "no call, the last answer again", M: "another model" };
   const wordsOf = (action) => WORDS[action] ?? `forecast of order ${action}`;
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
@@ -110,9 +110,7 @@ const festinaSchedule = (() => {
     const { plan } = point;
     document.getElementById("schedule").hidden = plan === null;
     document.getElementById("cell").textContent = "";
-    const note = plan === null ? point.unplanned
-      : `What runs in ${plan.denoiser}, made by ${plan.method}.`;
-    document.getElementById("schedule-note").textContent = note;
+    document.getElementById("schedule-note").textContent = plan === null ? point.unplanned : plan.told;
     const shown = plan === null ? [] : Object.entries(plan.counts).filter(([, count]) => count > 0);
     const total = shown.reduce((sum, [, count]) => sum + count, 0);
     document.getElementById("legend").replaceChildren(...shown.map(([action, count]) => legendItem(action, count, total)));
