@@ -1,5 +1,6 @@
 """A solver's table as part of a plan: what it replaces, how it composes with what the steps do, and its file."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +102,24 @@ def test_the_scheduler_comes_back_after_an_error_and_is_looked_for():
     assert loop.scheduler is own
     with pytest.raises(FestinaError, match="not to a bare denoiser"):
         festina.apply(loop.transformer, plan)
+
+
+def test_a_copied_pipeline_has_its_own_scheduler_and_a_copied_scheduler_is_the_solver():
+    pipe, calls = pixart_pipeline(), 5
+    plain, own = generate(pipe, steps=calls), pipe.scheduler
+    plan = replace(all_compute(pipe, calls), solver=table_of(own, calls))
+    with festina.accelerate(pipe, plan):
+        fast, twin, alone = generate(pipe, steps=calls), copy.deepcopy(pipe), copy.deepcopy(pipe.scheduler)
+        assert type(twin.scheduler) is type(own)
+        assert twin.scheduler is not own
+        assert torch.equal(generate(twin, steps=calls), plain)
+        assert torch.equal(generate(pipe, steps=calls), fast)
+        assert isinstance(alone, PlanScheduler)
+        assert alone is not pipe.scheduler
+        assert alone.config.table == pipe.scheduler.config.table
+    assert not torch.equal(fast, plain)
+    assert pipe.scheduler is own
+    assert torch.equal(generate(twin, steps=calls), plain)
 
 
 def test_a_scheduler_whose_place_cannot_be_taken():

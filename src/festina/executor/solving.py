@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from festina.errors import FestinaError
 from festina.plan import Plan
+
+_COPIER = "__deepcopy__"
 
 
 def solving(own: Any, plan: Plan) -> Any:
@@ -37,7 +40,7 @@ def solving(own: Any, plan: Plan) -> Any:
 class Exchange:
     """A pipeline's scheduler that another one stands in for.
 
-    A pipeline that is saved meanwhile is saved with its own: what saves it finds that one's settings.
+    A pipeline that is saved or copied meanwhile is so with its own: what saves it finds that one's settings.
 
     Args:
         pipe: the pipeline.
@@ -52,6 +55,7 @@ class Exchange:
     def put(self) -> None:
         """Put the other one in its place."""
         self.scheduler.save_pretrained = self.own.save_pretrained
+        vars(self.scheduler)[_COPIER] = _Copier(self)
         vars(self.pipe)["scheduler"] = self.scheduler
 
     def check(self) -> None:
@@ -73,6 +77,26 @@ class Exchange:
         if _record(self.pipe) != self._recorded:
             # Somebody set it as an attribute meanwhile, which a pipeline takes note of.
             self.pipe.scheduler = self.own
+
+
+class _Copier:
+    """How the other one is copied: as the pipeline's own with the whole pipeline, whose copy runs by itself, and alone
+    as what it is, since several pipelines drive a copy of their scheduler."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+
+    def __call__(self, memo: dict[int, Any]) -> Any:
+        held = self.exchange
+        if id(held.pipe) in memo:
+            return copy.deepcopy(held.own, memo)
+        made = memo[id(held.scheduler)] = object.__new__(type(held.scheduler))
+        kept = {name: value for name, value in vars(held.scheduler).items() if name != _COPIER}
+        vars(made).update(copy.deepcopy(kept, memo))
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Copier:
+        return self
 
 
 def _record(pipe: Any) -> Any:
