@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from tiny import flux_pipeline, generate, pixart_pipeline, pixart_transformer
 
 import festina
 from festina import FestinaError
+from festina.methods import fora, teleportation
 from festina.samplers import PlanScheduler
+from festina.samplers.own import own_table
 from festina.samplers.teleportation import statistics_of, teleported
 from festina.samplers.times import table_on, uniform_log_snr
 
@@ -50,6 +53,24 @@ def test_a_run_is_that_of_carried_latents(scheduler):
             latents = ours.step(1.5 * said, entry, latents).prev_sample
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-5)
     assert torch.equal(found, again)
+
+
+def test_as_a_method_it_leaves_first_steps_out_of_a_sampler():
+    pipe = pixart_pipeline()
+    table = own_table(pipe, 6, partial(generate, pipe, steps=6))
+    side = pipe.transformer.config.sample_size
+    plan = teleportation(pipe, table, 2, fora(pipe, 6, 2))
+    assert (plan.method, plan.calls, plan.settings["left_out"]) == ("teleportation", 4, 2)
+    assert plan.solver.start == "gaussian"
+    assert [step.noise for step in plan.solver.steps] == [step.noise for step in table.steps[2:]]
+    with festina.accelerate(pipe, plan, statistics=measured(4, side, side)) as run:
+        generate(pipe, steps=4)
+        assert run.report().calls == 4
+    for left_out in (0, 6, 2.0):
+        with pytest.raises(FestinaError, match="steps left out"):
+            teleportation(pipe, table, left_out)
+    with pytest.raises(FestinaError, match="samples of yours"):
+        teleportation(pipe, replace(table, start="given"), 2)
 
 
 def test_both_branches_of_a_guided_call_are_carried():
