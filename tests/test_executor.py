@@ -414,7 +414,7 @@ def test_a_failure_while_attaching_leaves_nothing(pixart, monkeypatch):
     def broken(*args):
         raise RuntimeError("no")
 
-    monkeypatch.setattr("festina.executor.attach._ending_step", broken)
+    monkeypatch.setattr("festina.executor.attached.ending_step", broken)
     with pytest.raises(RuntimeError):
         festina.apply(pixart, random_plan(pixart))
     assert snapshot(pixart) == before

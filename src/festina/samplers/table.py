@@ -6,8 +6,8 @@ A step that makes no network call is part of the slot before it, because a pipel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,7 @@ from festina.errors import FestinaError
 from festina.samplers.coefficients import kind_of
 from festina.samplers.frames import Frame, NoiseLevel
 from festina.samplers.interpolation import check_ratio
-from festina.strict import is_number
+from festina.samplers.table_record import checked_record
 
 __all__ = ["LinearWeights", "SolverStep", "SolverTable", "check_solver", "level_within"]
 
@@ -229,12 +229,12 @@ class SolverTable:
         Raises:
             FestinaError: unknown or missing keys, values of the wrong kind, or steps that make no table.
         """
-        whole = _checked(record, cls, "a table")
+        whole = checked_record(record, cls, "a table")
         steps = []
         for place, entry in enumerate(whole["steps"]):
-            values = _checked(entry, SolverStep, f"step {place} of a table")
+            values = checked_record(entry, SolverStep, f"step {place} of a table")
             if values.get("linear") is not None:
-                weights = _checked(values["linear"], LinearWeights, f"'linear' of step {place} of a table")
+                weights = checked_record(values["linear"], LinearWeights, f"'linear' of step {place} of a table")
                 values["linear"] = LinearWeights(**weights)
             steps.append(SolverStep(**values))
         return cls(**{**whole, "steps": tuple(steps)})
@@ -279,39 +279,3 @@ def _number(value: Any, what: str) -> float:
     if not math.isfinite(value):
         raise FestinaError(f"{what} is {value}. Use a finite number.")
     return float(value)
-
-
-_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "int": ("a whole number", lambda value: type(value) is int),
-    "float": ("a finite number", is_number),
-    "float | None": ("a finite number or null", lambda value: value is None or is_number(value)),
-    "str": ("a text", lambda value: isinstance(value, str)),
-    "tuple[float, ...]": ("a list of finite numbers", lambda value: _is_list(value) and all(map(is_number, value))),
-    "tuple[SolverStep, ...]": ("a list of steps", lambda value: _is_list(value)),
-    "LinearWeights | None": ("an object or null", lambda value: value is None or isinstance(value, Mapping)),
-}
-"""What JSON may give for a field of each type, in words and as a check."""
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _checked(record: Any, kind: type, what: str) -> dict[str, Any]:
-    """The values of a record, which are those of the fields of a dataclass."""
-    if not isinstance(record, Mapping):
-        raise FestinaError(f"{what} is {record!r:.60}; wanted an object.")
-    known = {field.name: field for field in fields(kind)}
-    unknown = sorted(str(key) for key in record if key not in known)
-    missing = [name for name, field in known.items() if field.default is MISSING and name not in record]
-    if unknown or missing:
-        raise FestinaError(
-            f"{what} has {f'unknown keys {unknown}' if unknown else f'no {missing}'}; it has the keys "
-            f"{', '.join(sorted(known))}."
-        )
-    for key, value in record.items():
-        wanted, holds = _KINDS[str(known[key].type)]
-        if not holds(value):
-            raise FestinaError(f"{key!r} of {what} is {value!r:.60}; wanted {wanted}.")
-    return dict(record)
