@@ -25,6 +25,10 @@ def made(pipe, tmp_path_factory):
     return run(pipe, folder), folder
 
 
+ROUND = [*NAMES[:9], "uncached", *NAMES[9:], "uncached"]
+"""What is timed in a round: the yardstick, which is the first, again after eight others and at the end."""
+
+
 @pytest.fixture
 def folder(made, tmp_path):
     """A copy of the finished benchmark's folder."""
@@ -83,7 +87,7 @@ def test_another_plan_of_the_same_name_is_measured_and_timed_anew(pipe, folder, 
         path.write_text(path.read_text().replace(record["key"], "that of another plan"))
     found = run(pipe, folder)
     assert watch[0] == ["foreign", "own"]
-    assert watch[1] == ["uncached", *NAMES, *NAMES]
+    assert watch[1] == ["uncached", *ROUND, *ROUND]
     assert found.rounds == 2
     assert len(list((folder / "rounds").iterdir())) == 4
     assert (folder / "settings.json").read_text() == text
@@ -91,7 +95,7 @@ def test_another_plan_of_the_same_name_is_measured_and_timed_anew(pipe, folder, 
 
 def test_more_rounds_go_on_with_those_there_are(pipe, folder, watch):
     assert run(pipe, folder, rounds=3).rounds == 3
-    assert watch[1] == ["uncached", *NAMES]
+    assert watch[1] == ["uncached", *ROUND]
     assert run(pipe, folder, rounds=1).rounds == 3
 
 
@@ -108,13 +112,13 @@ def test_a_round_that_was_interrupted_leaves_nothing(pipe, folder, monkeypatch, 
     before = sorted((folder / "rounds").iterdir())
     with pytest.raises(KeyboardInterrupt):
         run(pipe, folder, rounds=5)
-    # One to warm up, a round of ten, and four of the next.
+    # One to warm up, a round of nine with the yardstick three times, and two of the next.
     assert len(timed) == 15
     assert len(sorted((folder / "rounds").iterdir())) == len(before) + 1
     monkeypatch.setattr(rounds, "seconds_of", seconds_of)
     timed.clear()
     assert run(pipe, folder, rounds=4).rounds == 4
-    assert timed == ["uncached", *NAMES]
+    assert timed == ["uncached", *ROUND]
 
 
 def test_interrupted_drawing_keeps_what_was_drawn(pipe, tmp_path, monkeypatch, watch):

@@ -132,19 +132,38 @@ class Way:
         self.clock[0] += 100
 
 
-def test_a_round_takes_turns_and_counts_the_drawing_alone(workload, monkeypatch):
-    clock, drawn = [0.0], []
+@pytest.fixture
+def clocked(monkeypatch):
+    """The clock, how fast the machine is at each draw, and what was drawn: a draw takes its steps' seconds by that."""
+    clock, slowness, drawn = [0.0], [], []
 
     def draw(pipe, pictures, own):
-        clock[0] += own.steps
+        clock[0] += own.steps * (slowness[len(drawn)] if slowness else 1)
         drawn.append((own.steps, pictures))
 
     monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(rounds, "generate", draw)
-    ways = [Way("a", 4, clock), Way("b", 3, clock)]
-    assert rounds.timed_round(None, ways, workload) == {"a": 4.0, "b": 3.0}
-    # One batch each.
-    assert drawn == [(4, workload.pictures()[:2]), (3, workload.pictures()[:2])]
+    return clock, slowness, drawn
+
+
+def test_a_round_takes_turns_and_counts_the_drawing_alone(workload, clocked):
+    clock, _, drawn = clocked
+    ways = [Way("b", 3, clock), Way("a", 4, clock)]
+    assert rounds.timed_round(None, ways, workload, ways[1]) == {"a": 4.0, "b": 3.0}
+    # One batch each, the yardstick around the others.
+    assert drawn == [(steps, workload.pictures()[:2]) for steps in (4, 3, 4)]
+
+
+def test_a_machine_that_slows_down_during_a_round_moves_no_way_against_another(workload, clocked):
+    clock, slowness, drawn = clocked
+    ways = [Way("a", 8, clock), *(Way(f"b{number}", 2 + number % 3, clock) for number in range(20))]
+    # Three spans of at most eight, with the yardstick around each, the machine slower in each by as much.
+    slowness += [1, *[1.5] * 8, 2, *[2.5] * 8, 3, *[3.5] * 4, 4]
+    found = rounds.timed_round(None, ways, workload, ways[0])
+    assert [steps for steps, _ in drawn] == [8, *(2, 3, 4) * 2, 2, 3, 8, 4, *(2, 3, 4) * 2, 2, 8, 3, 4, 2, 3, 8]
+    assert list(found) == [way.name for way in ways]
+    # In the middle of the yardstick's runs the machine was 2.5 times as slow as at first.
+    assert found == {way.name: pytest.approx(2.5 * way.steps) for way in ways}
 
 
 def test_a_slow_round_moves_no_way_against_another():

@@ -29,7 +29,7 @@ RUNS, ROUNDS, PICTURES = "runs", "rounds", "pictures"
 TAKING_PART = ("methods", "plans", "peers", "models")
 """Of what is asked, that which says who takes part. It decides no other run's figures."""
 
-ROUND_SCHEMA = 1
+ROUND_SCHEMA = 2
 """Version of a round's file."""
 
 Round = Mapping[str, float]

@@ -21,8 +21,8 @@ def timed_rounds(
 ) -> list[Round]:
     """At least `count` complete rounds, those that are in the folder already among them.
 
-    For a round see `festina.report.rounds`. One that was not completed leaves nothing. Before the first round of a
-    process the first variant warms up untimed.
+    For a round see `festina.report.rounds`; its yardstick is the first variant, which warms up untimed before the first
+    round of a process. A round that was not completed leaves nothing.
 
     Args:
         pipe: the pipeline, untouched.
@@ -40,9 +40,9 @@ def timed_rounds(
     """
     rounds = folder.rounds(variants)
     if len(rounds) < count:
-        timed_round(pipe, variants[:1], workload)
+        timed_round(pipe, (), workload, variants[0])
     while len(rounds) < count:
-        made = timed_round(pipe, variants, workload)
+        made = timed_round(pipe, variants, workload, variants[0])
         folder.keep_round(variants, made)
         rounds.append(made)
         told(len(rounds))

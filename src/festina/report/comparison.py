@@ -103,7 +103,7 @@ def compare(
         progress(number, total, f"pictures: {variant.name}")
     timed = []
     for number in range(1, rounds + 1):
-        timed.append(timed_round(pipe, variants, workload))
+        timed.append(timed_round(pipe, variants, workload, untouched))
         progress(len(variants) + number, total, "timing")
     batch, ratios = over_rounds(timed, untouched.name)
     points = []

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 from festina.search.generation import generate
 from festina.search.workload import Workload
 
+_BETWEEN = 8
+"""Ways between two runs of the yardstick: it costs a fifth more seconds, where most ways are faster than it."""
+
 
 class Way(Protocol):
     """A way to run a pipeline."""
@@ -28,19 +31,35 @@ class Way(Protocol):
         """A context in which the pipeline runs this way."""
 
 
-def timed_round(pipe: Any, ways: Sequence[Way], workload: Workload) -> dict[str, float]:
-    """Wall seconds of one batch by name. The ways take turns, so that what slows the machine for a while slows all of
-    them, and ratios are taken within a round.
+def timed_round(pipe: Any, ways: Sequence[Way], workload: Workload, yardstick: Way) -> dict[str, float]:
+    """Seconds of one batch by name, as if the machine had been equally fast throughout the round.
+
+    The ways take turns, and ratios are taken within a round. In a long round the machine may become faster or slower:
+    the yardstick runs before the first way, after the last, and after every `_BETWEEN` ways, and what ran between two
+    of its runs is set against the mean of these. Figures are wall seconds times what the yardstick took in the middle
+    of the round's runs, by what it took around them; its own is that middle.
 
     Args:
         pipe: the pipeline, untouched.
-        ways: what is timed, in this order.
+        ways: what is timed, in this order; the yardstick may be among them.
         workload: its first batch is drawn, with each way's own steps.
+        yardstick: what the others are compared with.
 
     Raises:
         FestinaError: a way does not fit the pipeline.
     """
-    return {way.name: seconds_of(pipe, way, workload) for way in ways}
+    others = [way for way in ways if way.name != yardstick.name]
+    before = seconds_of(pipe, yardstick, workload)
+    marks, spans = [before], dict[str, float]()
+    for first in range(0, len(others), _BETWEEN):
+        block = others[first : first + _BETWEEN]
+        took = {way.name: seconds_of(pipe, way, workload) for way in block}
+        after = seconds_of(pipe, yardstick, workload)
+        spans |= {name: 2 * seconds / (before + after) for name, seconds in took.items()}
+        marks.append(after)
+        before = after
+    middle = median(marks)
+    return {way.name: middle * spans.get(way.name, 1.0) for way in ways}
 
 
 def seconds_of(pipe: Any, way: Way, workload: Workload) -> float:
