@@ -171,6 +171,18 @@ def test_what_all_settings_share_is_made_once():
     assert made == ["calibration"]
 
 
+def test_what_cannot_be_prepared_is_tried_once(pipe):
+    tried = []
+
+    def prepare(pipe, steps, calibration):
+        tried.append(steps)
+        raise FestinaError("no")
+
+    entry = Entry("m", lambda steps: ({"n": 2}, {"n": 4}), lambda *_: None, needs_calibration=True, prepare=prepare)
+    (failed,) = of_entry(None, entry, 3, lambda: "calibration")
+    assert (failed.reason, tried) == ("no", [3])
+
+
 def test_a_plan_whose_model_was_not_given_is_not_run(pipe):
     (stitch,) = entries_named("t_stitch")
     (failed,) = of_entry(pipe, stitch, STEPS, lambda: None)

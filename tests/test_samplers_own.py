@@ -14,7 +14,7 @@ CLOSE = 3e-6
 """Largest difference of samples of size 2; the other side computes its weights in float32."""
 
 
-@pytest.mark.parametrize("steps", [6, 20])
+@pytest.mark.parametrize("steps", [5, 20])
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -28,6 +28,10 @@ CLOSE = 3e-6
             "DPMSolverMultistepScheduler",
             {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "lower_order_final": False},
         ),
+        ("DPMSolverMultistepScheduler", {"lower_order_final": False, "use_karras_sigmas": True}),
+        ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+        ("UniPCMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
+        ("UniPCMultistepScheduler", {"solver_order": 3}),
         ("DEISMultistepScheduler", {"solver_order": 2}),
         ("UniPCMultistepScheduler", {}),
         ("UniPCMultistepScheduler", {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}),
@@ -61,9 +65,35 @@ def _own(pipe, own, steps):
     return run(own, levels_of(levels), noise(0, 64, torch.float64), pipe.prediction, pipe.centres)
 
 
-def test_a_plan_scheduler_is_its_own_replica():
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("EDMEulerScheduler", {}),
+        ("EDMDPMSolverMultistepScheduler", {}),
+        ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("EDMDPMSolverMultistepScheduler", {"solver_type": "heun"}),
+    ],
+)
+def test_of_edm_models_too(name, settings, steps):
+    own = getattr(diffusers, name)(**settings)
+    ends = []
+    for scheduler in (own, replica(own, steps)):
+        scheduler.set_timesteps(steps)
+        sample = noise(0, 64, torch.float64) * float(scheduler.init_noise_sigma)
+        for time in scheduler.timesteps:
+            said = torch.tanh(1.3 * scheduler.scale_model_input(sample, time) + 0.2)
+            sample = scheduler.step(said, time, sample, return_dict=False)[0]
+        ends.append(sample)
+    # Samples begin at size 80.
+    assert (ends[0] - ends[1]).abs().max() < 1e-4
+
+
+def test_of_a_plan_scheduler_it_is_a_new_one_alike():
     scheduler = PlanScheduler.from_scheduler(diffusers.DDIMScheduler(clip_sample=False), solver_order=3)
-    assert replica(scheduler, 5) is scheduler
+    found = replica(scheduler, 5)
+    assert found is not scheduler
+    assert found.config == scheduler.config
 
 
 @pytest.mark.parametrize(
@@ -75,16 +105,26 @@ def test_a_plan_scheduler_is_its_own_replica():
         (diffusers.DPMSolverMultistepScheduler(euler_at_final=True), "with euler_at_final True .* wanted False"),
         (diffusers.UniPCMultistepScheduler(disable_corrector=[0]), r"disable_corrector \[0\]"),
         (diffusers.UniPCMultistepScheduler(predict_x0=False), "predict_x0 False"),
+        (diffusers.DPMSolverMultistepScheduler(solver_order=3, solver_type="heun"), "mixes two .* wanted 'midpoint'"),
+        (diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="linspace"), "'linspace' does not step"),
+        (diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), "'trailing' .* of 7 steps"),
     ],
 )
 def test_other_solvers_are_refused(scheduler, said):
     with pytest.raises(FestinaError, match=said):
-        replica(scheduler, 5)
+        replica(scheduler, 7)
 
 
-def test_drawing_nothing_is_told():
+def test_drawing_nothing_or_something_else_is_told():
     pipe = ToyPipe()
     own = pipe.scheduler
     with pytest.raises(FestinaError, match="nothing was drawn"):
         own_table(pipe, 5, lambda: None)
+    with pytest.raises(FestinaError, match="a run of 6 network calls; wanted 5"):
+        own_table(pipe, 5, lambda: pipe(6))
     assert pipe.scheduler is own
+    # A run of before says nothing of this one.
+    pipe.scheduler = PlanScheduler.from_scheduler(own)
+    pipe(5)
+    with pytest.raises(FestinaError, match="nothing was drawn"):
+        own_table(pipe, 5, lambda: None)

@@ -15,6 +15,7 @@ from festina import FestinaError
 from festina.methods import fora, teleportation
 from festina.samplers import PlanScheduler
 from festina.samplers.own import own_table
+from festina.samplers.table import LinearWeights
 from festina.samplers.teleportation import statistics_of, teleported
 from festina.samplers.times import table_on, uniform_log_snr
 
@@ -71,6 +72,9 @@ def test_as_a_method_it_leaves_first_steps_out_of_a_sampler():
             teleportation(pipe, table, left_out)
     with pytest.raises(FestinaError, match="samples of yours"):
         teleportation(pipe, replace(table, start="given"), 2)
+    anchored = replace(table.steps[4], linear=LinearWeights((0.2,), "data", sample=0.5, anchor=0.3))
+    with pytest.raises(FestinaError, match="without an anchor"):
+        teleportation(pipe, replace(table, steps=(*table.steps[:4], anchored, table.steps[5])), 2)
 
 
 def test_both_branches_of_a_guided_call_are_carried():

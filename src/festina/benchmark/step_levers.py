@@ -27,7 +27,7 @@ _FIT_PICTURES = 4
 """Pictures of the calibration on which factors of replayed answers are measured, and samplers fitted."""
 
 _TEACHER_STEPS = 60
-"""Steps of the run that samplers are fitted to."""
+"""Fewest steps of the run that samplers are fitted to; it has three times those of the benchmark if these are more."""
 
 
 def _frame(pipe: Any) -> Frame:
@@ -104,9 +104,9 @@ def _draw(pipe: Any, calibration: Calibration, pictures: int, steps: int) -> Non
 
 def _teach(pipe: Any, steps: int, calibration: Calibration) -> _Taught:
     """A first-order run on even times of the first pictures."""
-    frame, draw = _frame(pipe), partial(_draw, pipe, calibration, _FIT_PICTURES)
-    table = table_on(frame, uniform_time(frame, _TEACHER_STEPS), order=1)
-    return _Taught(record(pipe, table, partial(draw, _TEACHER_STEPS)), draw)
+    frame, draw, fine = _frame(pipe), partial(_draw, pipe, calibration, _FIT_PICTURES), max(_TEACHER_STEPS, 3 * steps)
+    table = table_on(frame, uniform_time(frame, fine), order=1)
+    return _Taught(record(pipe, table, partial(draw, fine)), draw)
 
 
 def _counts(*shares: float) -> Settings:
@@ -120,7 +120,7 @@ def _make_gits(pipe: Any, steps: int, knobs: Knobs, taught: _Taught) -> Plan:
 def _make_olss(pipe: Any, steps: int, knobs: Knobs, taught: _Taught) -> Plan:
     """Weights fitted to the few-step sampler's own outputs, on even steps of the teacher."""
     calls = knobs["calls"]
-    nodes = [round(place * _TEACHER_STEPS / calls) for place in range(calls + 1)]
+    nodes = [round(place * taught.teacher.calls / calls) for place in range(calls + 1)]
     return methods.solver(pipe, fit_on_policy(pipe, taught.teacher, nodes, partial(taught.draw, calls)))
 
 

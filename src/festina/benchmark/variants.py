@@ -187,15 +187,25 @@ def of_entry(
 
 
 def _made_from(pipe: Any, entry: Entry, steps: int, calibrate: Calibrate) -> Callable[[], Any]:
-    """Gives what an entry's plans are made from, made when it is first asked for."""
+    """Gives what an entry's plans are made from: made when it is first asked for; what went wrong then, goes wrong for
+    all that ask."""
 
     @cache
     def prepared() -> Any:
         if not entry.needs_calibration:
             return None
-        return calibrate() if entry.prepare is None else entry.prepare(pipe, steps, calibrate())
+        try:
+            return calibrate() if entry.prepare is None else entry.prepare(pipe, steps, calibrate())
+        except FestinaError as error:
+            return error
 
-    return prepared
+    def asked_for() -> Any:
+        found = prepared()
+        if isinstance(found, FestinaError):
+            raise found
+        return found
+
+    return asked_for
 
 
 def of_plans(

@@ -27,12 +27,17 @@ def teleportation(pipe: Any, table: SolverTable, left_out: int, plan: Plan | Non
         plan: a plan of another method to run with it, see `festina.methods.solver`.
 
     Raises:
-        FestinaError: a number of steps out of range, a table that does not begin with noise, or see
-            `festina.methods.solver`.
+        FestinaError: a number of steps out of range, a table that does not begin with noise or looks back to its start,
+            or see `festina.methods.solver`.
     """
     want_whole("the number of steps left out", left_out, 1, len(table.steps) - 1)
     if table.start == "given":
         raise FestinaError("this table's runs begin with samples of yours; wanted one that begins with noise.")
+    if any(step.linear is not None and step.linear.anchor != 0 for step in table.steps):
+        raise FestinaError(
+            "the table weighs the sample that the whole run starts from, which a run that begins later does not have. "
+            "Use a table without an anchor."
+        )
     changed = replace(table, steps=table.steps[left_out:], start="gaussian")
     made = solver(pipe, changed, plan)
     return replace(made, method="teleportation", settings={"left_out": left_out, **made.settings})

@@ -18,45 +18,65 @@ _USUAL = {"euler_at_final": False, "disable_corrector": [], "predict_x0": True}
 """Settings with which a solver is one of `festina.samplers.KINDS`."""
 
 _LOWERED_BELOW = 15
-"""Steps of a run from which on diffusers' schedulers keep the order of the last steps."""
+"""Steps of a run from which on diffusers' DPM-Solver and DEIS keep the order of the last steps."""
 
 
 def replica(scheduler: Any, steps: int) -> PlanScheduler:
-    """A `PlanScheduler` with the grid and the solver of a scheduler of diffusers: it makes the same samples.
+    """A new `PlanScheduler` with the grid and the solver of a scheduler of diffusers: it makes the same samples.
+
+    Of Euler's kind it begins with noise of unit variance, where some settings of that begin with up to 0.3 % less.
 
     Args:
-        scheduler: of the DDIM, Euler, DPM-Solver, DEIS or UniPC kind; a `PlanScheduler` is given back as it is.
+        scheduler: of the DDIM, Euler, DPM-Solver, DEIS or UniPC kind, or a `PlanScheduler`.
         steps: network calls of its runs.
 
     Raises:
         FestinaError: its solver is no table, or one that is not known here.
     """
     if isinstance(scheduler, PlanScheduler):
-        return scheduler
+        made: PlanScheduler = PlanScheduler.from_config(scheduler.config)
+        return made
     name, config = type(scheduler).__name__, scheduler.config
-    if unlike := [setting for setting, usual in _USUAL.items() if config.get(setting, usual) != usual]:
-        raise FestinaError(
-            f"a {name} with {unlike[0]} {config[unlike[0]]!r} is not known as a table; wanted {_USUAL[unlike[0]]!r}."
-        )
-    lowered = bool(config.get("lower_order_final", True)) and steps < _LOWERED_BELOW
+    _want_usual(name, config, steps)
+    kept = config.get("lower_order_final", True)
     if name in _FIRST_ORDER:
         return PlanScheduler.from_scheduler(scheduler, solver_order=1)
+    if name == "UniPCMultistepScheduler":
+        solver, order = f"unipc_{config.solver_type}", config.solver_order
+        return PlanScheduler.from_scheduler(scheduler, None, solver, order, corrector=True, lower_order_final=kept)
+    lowered = bool(kept) and steps < _LOWERED_BELOW
     if name in _DPM_SOLVERS and config.algorithm_type in _FORMS:
-        # Of their second order, Heun's kind has the exact weights.
-        exact = (config.solver_type == "heun" and config.solver_order == 2) or config.solver_order == 1
+        # Of the second order, Heun's kind has the exact weights.
+        exact = config.solver_order == 1 or config.solver_type == "heun"
         solver = _FORMS[config.algorithm_type] + ("" if exact else "_released")
         return PlanScheduler.from_scheduler(scheduler, None, solver, config.solver_order, lower_order_final=lowered)
     if name == "DEISMultistepScheduler":
         return PlanScheduler.from_scheduler(scheduler, None, "noise", config.solver_order, lower_order_final=lowered)
-    if name == "UniPCMultistepScheduler":
-        return PlanScheduler.from_scheduler(
-            scheduler, None, f"unipc_{config.solver_type}", config.solver_order, corrector=True
-        )
     known = ", ".join((*_FIRST_ORDER, *_DPM_SOLVERS, "DEISMultistepScheduler", "UniPCMultistepScheduler"))
     raise FestinaError(
         f"the solver of a {name} with these settings is not known as a table. Known are {known}, without noise of "
         "their own. Use a table of festina.samplers.times.table_on instead."
     )
+
+
+def _want_usual(name: str, config: Any, steps: int) -> None:
+    """Raise a `FestinaError` for settings with which a scheduler does what no table here does."""
+    if unlike := [setting for setting, usual in _USUAL.items() if config.get(setting, usual) != usual]:
+        raise FestinaError(
+            f"a {name} with {unlike[0]} {config[unlike[0]]!r} is not known as a table; wanted {_USUAL[unlike[0]]!r}."
+        )
+    if name in _DPM_SOLVERS and config.solver_order == 3 and config.solver_type == "heun":
+        raise FestinaError(
+            f"a {name} of order 3 mixes two second-order solvers if its solver_type is 'heun', which is not known as a "
+            "table; wanted 'midpoint'."
+        )
+    spacing = config.get("timestep_spacing", "leading")
+    uneven = spacing == "linspace" or (spacing == "trailing" and config.num_train_timesteps % steps)
+    if name == "DDIMScheduler" and uneven:
+        raise FestinaError(
+            f"a DDIMScheduler with the timestep_spacing {spacing!r} does not step to its next time in a run of {steps} "
+            "steps; wanted 'leading', or 'trailing' with a number of steps that divides its training steps."
+        )
 
 
 def own_table(pipe: Any, steps: int, draw: Callable[[], object]) -> SolverTable:
@@ -78,6 +98,9 @@ def own_table(pipe: Any, steps: int, draw: Callable[[], object]) -> SolverTable:
         draw()
     finally:
         pipe.scheduler = own
-    if scheduler.run_table is None:
+    table = scheduler.run_table
+    if table is None:
         raise FestinaError("nothing was drawn with the pipeline's scheduler. Let `draw` call the pipeline.")
-    return scheduler.run_table
+    if table.calls != steps:
+        raise FestinaError(f"`draw` made a run of {table.calls} network calls; wanted {steps}. Let it ask for so many.")
+    return table
