@@ -152,7 +152,7 @@ def test_what_carries_the_noise_has_the_statistics_with_it(pipe, calibration):
     moved = replace(found[0].statistics, mean=found[0].statistics.mean + 1)
     assert replace(found[0], statistics=moved).key != found[0].key
     (failed,) = of_plans([("mine", found[0].plan)], STEPS)
-    assert "carries the first noise" in failed.reason
+    assert "its sampler starts 'gaussian'" in failed.reason
 
 
 def test_what_all_settings_share_is_made_once():

@@ -117,7 +117,7 @@ def test_ctrl_c_leaves_a_folder_that_the_same_command_goes_on_with(tmp_path, fes
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("error: stopped; what was done so far is kept")
+    assert err.splitlines()[-1].startswith("error: stopped. A search, a benchmark")
     kept = {path: path.read_bytes() for path in runs.glob("*.json")}
     assert len(kept) >= 2
     assert not (tmp_path / "bench.json").exists()

@@ -117,7 +117,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """The first line of an error's message; of the system's errors what went wrong, without the path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 

@@ -220,8 +220,11 @@ def of_plans(
             found.append(Failed(name, "plans", {}, reason))
             continue
         try:
-            if plan.solver is not None and plan.solver.start == "gaussian":
-                raise FestinaError("it carries the first noise by statistics, which a benchmark has of its own only.")
+            if plan.solver is not None and plan.solver.start != "noise":
+                raise FestinaError(
+                    f"its sampler starts {plan.solver.start!r}, and a benchmark has no latents to give, and statistics "
+                    "of its own only."
+                )
             called = _called(plan, models)
             found.append(Variant(name, "plan", "plans", count, {"method": plan.method}, plan, models=called))
         except FestinaError as error:

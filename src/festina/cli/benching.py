@@ -62,9 +62,10 @@ def bench_command(
     from festina.cli.progress import showing_progress
     from festina.cli.prompts import prompts_of_bench
     from festina.zoo import call_arguments, load
-    from festina.zoo.loading import small_for
+    from festina.zoo.loading import small_for, want_model
     from festina.zoo.shipped import shipped
 
+    want_model(model)
     ours = shipped(model)
     entries = entries_named(methods)
     drawn, other = prompts_of_bench(ours, prompts, calibration, images, calibration_images)

@@ -39,8 +39,10 @@ def calibrate_command(
     from festina.search.generation import call_of
     from festina.search.workload import Workload
     from festina.zoo import call_arguments, load
+    from festina.zoo.loading import want_model
     from festina.zoo.shipped import shipped
 
+    want_model(model)
     ours = shipped(model)
     if prompts is not None:
         chosen = read_prompts(prompts)[:images]

@@ -15,6 +15,11 @@ from festina.errors import FestinaError
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+_STOPPED = (
+    "stopped. A search, a benchmark, a calibration and a training keep what was done: the same command goes on. Others "
+    "begin again."
+)
+
 app = typer.Typer(
     name="festina",
     help="Makes off-the-shelf diffusion pipelines faster without retraining them.\n\n"
@@ -43,7 +48,7 @@ def main() -> None:
     except SystemExit as stop:
         # Typer turns Ctrl-C into this code without a word.
         if stop.code == INTERRUPTED:
-            _fail("stopped; what was done so far is kept, run the same command again to go on.", INTERRUPTED)
+            _fail(_STOPPED, INTERRUPTED)
         raise
     except FestinaError as error:
         _fail(str(error))

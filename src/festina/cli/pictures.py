@@ -48,9 +48,17 @@ def generate_command(
             f"the plan has {len(chosen.steps)} steps, --steps says {steps}; leave --steps out, or resample the plan "
             f"with `festina plan convert {plan} --steps {steps} --out NEW`."
         )
+    if chosen is not None and chosen.solver is not None and chosen.solver.start == "given":
+        raise FestinaError(
+            "the plan's sampler begins with latents that are given, which this command has no option for; run it in "
+            "Python (see festina.samplers.warm_start)."
+        )
     sources = stand_ins(models, chosen)
     count = len(chosen.steps) if chosen else steps or 20
     pipe, others = load(model, device), load_stand_ins(sources, device)
+    if chosen is not None:
+        with accelerate(pipe, chosen, others, statistics):
+            pass  # what does not fit is refused before anything is drawn
     unique = tuple(dict.fromkeys(prompts))
     work = Workload(unique, tuple(range(seed, seed + len(unique))), count, guidance, 8, call_arguments(pipe))
     try:

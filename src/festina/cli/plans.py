@@ -38,6 +38,13 @@ class Target(StrEnum):
     MASK = "mask"
 
 
+_STARTS = {
+    "gaussian": "noise that statistics of the model carry to its first level (--statistics)",
+    "given": "latents that the pipeline's call is given",
+}
+"""What a sampler begins with that does not begin with noise."""
+
+
 @app.command("show")
 def show(file: PlanFile) -> None:
     """Show a plan: what made it, what was measured, and its schedule as a map of steps and sites."""
@@ -47,6 +54,8 @@ def show(file: PlanFile) -> None:
     console.print(title, style="bold", highlight=False, markup=False)
     if plan.sampler:
         console.print(f"  made with {plan.sampler}", highlight=False, markup=False)
+    if plan.solver is not None and plan.solver.start != "noise":
+        console.print(f"  begins with {_STARTS[plan.solver.start]}", highlight=False, markup=False)
     for name, value in plan.settings.items():
         console.print(f"  {name} = {value}", highlight=False, markup=False)
     for figure in plan.measured:
@@ -102,7 +111,8 @@ def check(
     plan = load_plan(str(file))
     if steps is not None and steps != len(plan.steps):
         raise FestinaError(
-            f"{file} has {len(plan.steps)} steps, wanted {steps}; `festina plan convert --steps {steps}` resamples it."
+            f"{file} has {len(plan.steps)} steps, wanted {steps}; `festina plan convert {file} --steps {steps} "
+            "--out NEW` resamples it."
         )
     if model is None and (models or statistics):
         raise FestinaError("--with and --statistics need a --model that the plan is to fit.")
@@ -119,7 +129,9 @@ def check(
 
 @app.command("convert")
 def convert(
-    file: Annotated[Path, typer.Argument(help="A plan file or an ECAD schedule (recognised by its keys).")],
+    file: Annotated[
+        Path, typer.Argument(help="A plan file, one that ships, or an ECAD schedule (recognised by its keys).")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")],
     to: Annotated[
         Target, typer.Option(help="festina: a plan file; ecad: ECAD's schedule JSON; mask: one 0/1 per step.")
@@ -132,7 +144,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Convert between plan files, ECAD's schedules and step masks, and resample to another number of steps."""
+    """Convert plan files and ECAD's schedules into each other and into step masks, or to another number of steps."""
     from festina import formats
 
     plan = _load_any(file)
@@ -153,7 +165,7 @@ def _load_any(file: Path) -> Plan:
     from festina import formats
 
     try:
-        return Plan.load(file)
+        return load_plan(str(file))
     except FestinaError:
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         if '"cache_schedule"' not in text:

@@ -69,8 +69,10 @@ def search_command(
     from festina.search.session import Job, learn
     from festina.search.settings import ECAD_MUTATION, WORKING_MUTATION, SearchSettings
     from festina.zoo import call_arguments, load
+    from festina.zoo.loading import want_model
     from festina.zoo.shipped import shipped
 
+    want_model(model)
     ours = shipped(model)
     calibration, other = prompts_of_search(ours, prompts, held_out, images, held_out_images)
     judged_by = load_reward(reward or ("judge" if ours else None), device, model)

@@ -53,9 +53,11 @@ def apply(
     denoisers = denoisers_of(pipe)
     name, first = denoisers[0]
     own = getattr(pipe, "scheduler", None) if pipe is not first else None
+    # First of all whether the plan is for this denoiser: that another one's table does not fit says little.
+    columns = columns_of(uncompiled(first), plan)
     scheduler = solving(own, plan)
     carries = _carrying(plan, scheduler, statistics)
-    run = Run(plan, first, columns_of(uncompiled(first), plan), pipe if pipe is not first else None, models)
+    run = Run(plan, first, columns, pipe if pipe is not first else None, models)
     check_gate(uncompiled(first), plan)
     check_ahead(uncompiled(first), plan, run.columns)
     check_replay(scheduler, plan)

@@ -120,6 +120,8 @@ class GaussianStatistics:
         Raises:
             FestinaError: the file cannot be read or holds no such statistics.
         """
+        if Path(path).is_dir():
+            raise FestinaError(f"{path} is a folder; wanted a file that GaussianStatistics.save wrote.")
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
                 told = (file.metadata() or {}).get(_RECORD)

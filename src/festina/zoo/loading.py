@@ -45,6 +45,17 @@ CALL_FILE = "call.json"
 """File in a pipeline's folder: arguments that the call of this pipeline wants, as a JSON object."""
 
 
+def want_model(model: str | os.PathLike[str]) -> None:
+    """Raise a `FestinaError` for a text that can be no model: no folder, no Hub id, and nothing that ships."""
+    source = os.fspath(model)
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if source not in (*SHIPPED, UNCONDITIONAL) and looks_local and not Path(source).is_dir():
+        raise FestinaError(
+            f"no such model: {source!r}. Give a local folder in diffusers' format, a Hub id (owner/name), or the name "
+            f"of a shipped pipeline ({', '.join((*SHIPPED, UNCONDITIONAL))})."
+        )
+
+
 def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Load a diffusers pipeline.
 
@@ -64,16 +75,11 @@ def load(model: str | os.PathLike[str], device: str | torch.device = "cpu", dtyp
     # diffusers takes seconds to import; `festina plan show` should not wait for it.
     from diffusers import DiffusionPipeline
 
+    want_model(model)
     source = str(shipped_folder(str(model)) / "pipeline") if model in (*SHIPPED, UNCONDITIONAL) else os.fspath(model)
     folder = Path(source)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise FestinaError(f"{source} holds no diffusers pipeline: it has no model_index.json.")
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if not folder.is_dir() and looks_local:
-        raise FestinaError(
-            f"no such model: {source!r}. Give a local folder in diffusers' format, a Hub id (owner/name), or the name "
-            f"of a shipped pipeline ({', '.join((*SHIPPED, UNCONDITIONAL))})."
-        )
     try:
         with no_loading_bars():
             pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype)
