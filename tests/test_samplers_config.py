@@ -1,5 +1,8 @@
 """The settings of `PlanScheduler`: taken over, shown, saved, refused."""
 
+import re
+from pathlib import Path
+
 import diffusers
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import torch
 from samplers_toy import BETAS, FLUX, flow, levels_of, noise, run, table, vp
 
 from festina import FestinaError
-from festina.samplers import LinearWeights, PlanScheduler, SolverStep, SolverTable
+from festina.samplers import SOURCES, LinearWeights, PlanScheduler, SolverStep, SolverTable
 
 
 def test_prediction_and_family_survive_the_change_of_scheduler():
@@ -29,6 +32,54 @@ def test_the_settings_that_pipelines_read_are_shown():
     assert scheduler.config.get("max_shift") == 1.15
     assert scheduler.config.use_dynamic_shifting is True
     assert len(scheduler) == scheduler.config.num_train_timesteps == 1000
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        diffusers.UniPCMultistepScheduler(
+            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction", solver_order=3
+        ),
+        diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True, solver_order=3, lower_order_final=False, **BETAS),
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        diffusers.PNDMScheduler(**BETAS),
+    ],
+)
+def test_the_source_comes_back_with_all_its_settings(source, tmp_path):
+    PlanScheduler.from_scheduler(source, solver_order=2).save_pretrained(tmp_path)
+    again = PlanScheduler.from_pretrained(tmp_path).source_scheduler
+    assert type(again) is type(source)
+
+    def settings(scheduler):
+        return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+
+    assert settings(again) == settings(source)
+    # The usual way to another class, too, begins with its settings.
+    other = type(source).from_config(PlanScheduler.from_scheduler(source).source_scheduler.config)
+    for each in (source, again, other):
+        each.set_timesteps(7)
+        assert torch.equal(each.timesteps, source.timesteps)
+        if hasattr(source, "sigmas"):
+            assert torch.equal(each.sigmas, source.sigmas)
+
+
+def test_the_page_lists_every_source():
+    page = (Path(__file__).parents[1] / "docs" / "samplers.md").read_text(encoding="utf-8")
+    section = page.split("## Whose place it takes")[1].split("\n## ")[0]
+    listed = [
+        name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert sorted(listed) == sorted(SOURCES)
+
+
+def test_no_class_is_said_to_be_made_of_the_settings_shown():
+    # Which for a flow model would leave its levels out: a pipeline must not read them as true.
+    scheduler = PlanScheduler.from_scheduler(
+        diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    )
+    assert scheduler.compatibles == []
+    assert "use_flow_sigmas" not in scheduler.config
+    assert scheduler.source_scheduler.config.use_flow_sigmas is True
 
 
 @pytest.mark.parametrize("made", ["solver", "table", "betas"])
@@ -68,9 +119,17 @@ def test_saving_and_loading(tmp_path, made):
         ),
         (
             lambda: PlanScheduler.from_scheduler(
-                diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+                diffusers.DPMSolverMultistepScheduler.from_config(
+                    diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction").config
+                )
             ),
-            "continuous",
+            "heeds no timestep_type",
+        ),
+        (lambda: PlanScheduler.from_scheduler(diffusers.IPNDMScheduler()), "no training schedule"),
+        (lambda: PlanScheduler(source="CosineDPMSolverMultistepScheduler"), "arctan"),
+        (
+            lambda: PlanScheduler.from_scheduler(diffusers.DDIMParallelScheduler()),
+            "DDIMParallelScheduler with clip_sample=True",
         ),
         (lambda: vp(solver="heun"), "no solver is called"),
         (lambda: vp(solver="deis_time", corrector=True), "no corrector"),

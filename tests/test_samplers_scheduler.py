@@ -5,10 +5,32 @@ import copy
 import diffusers
 import pytest
 import torch
+from pipelines import videos, videos_unets
 from samplers_toy import BETAS, flow, levels_of, noise, output, run, table, vp
 
 from festina import FestinaError
 from festina.samplers import PlanScheduler, SolverStep, SolverTable
+
+
+@pytest.mark.parametrize(
+    ("name", "fixture", "tolerance"),
+    [
+        # The first level of CogVideoX is pure noise, and ours 2**-12 short of it.
+        ("cogvideox", videos.PIPELINES["cogvideox"], 1e-3),
+        ("cogvideox-2b", videos.PIPELINES["cogvideox-2b"], 1e-3),
+        ("svd", videos_unets.PIPELINES["svd"], 1e-4),
+    ],
+)
+def test_the_first_order_takes_the_place_of_video_pipelines_schedulers(name, fixture, tolerance):
+    pipe = fixture.build()
+    source = pipe.scheduler
+    if name == "cogvideox":
+        # Its own scheduler adds noise in every step; without it the first order is DDIM's.
+        pipe.scheduler = diffusers.CogVideoXDDIMScheduler.from_config(source.config)
+    expected = fixture.output(pipe(**fixture.call(4, 1)))
+    pipe.scheduler = PlanScheduler.from_scheduler(source, solver_order=1)
+    found = fixture.output(pipe(**fixture.call(4, 1)))
+    assert (found - expected).abs().max() < tolerance * expected.abs().max()
 
 
 def test_unipc_bh1_ends_finite_at_no_noise():

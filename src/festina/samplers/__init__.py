@@ -3,10 +3,10 @@
 from festina.samplers.coefficients import KINDS
 from festina.samplers.compiling import compile_table
 from festina.samplers.frames import Frame, NoiseLevel, shifted, unshifted
-from festina.samplers.grids import SOURCES
 from festina.samplers.interpolation import order_within_ratio
 from festina.samplers.run import SamplerRun
 from festina.samplers.scheduler import PlanScheduler
+from festina.samplers.sources import SOURCES
 from festina.samplers.table import LinearWeights, SolverStep, SolverTable
 
 __all__ = [

@@ -13,8 +13,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from festina.errors import FestinaError
 from festina.samplers.compiling import compile_table
 from festina.samplers.frames import NoiseLevel
-from festina.samplers.grids import SOURCES, custom_grid, frame_of, make_source, shift_noises, solver_table, usual_grid
+from festina.samplers.grids import asked_grid, shifted_table, solver_table
 from festina.samplers.run import SamplerRun
+from festina.samplers.sources import SOURCES, frame_of, make_source, original_source
 from festina.samplers.table import SolverTable, check_solver
 
 __all__ = ["PlanScheduler"]
@@ -27,7 +28,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     """A scheduler that runs a `SolverTable`, or one solver on the grid of the scheduler whose place it takes.
 
     It calls the network once per entry of `timesteps`, is deterministic, keeps outputs in float32 (float64 for a sample
-    in float64), and returns samples in the sample's dtype. `config` also shows the settings of that scheduler.
+    in float64), and returns samples in the sample's dtype. `config` also shows the settings of that scheduler, for
+    pipelines to read: not all of them, so that another scheduler is made of `source_scheduler.config`.
 
     Args:
         source: class name of the scheduler whose place it takes, one of `festina.samplers.SOURCES`.
@@ -47,6 +49,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         FestinaError: a scheduler, setting, solver or table that is not known here.
     """
 
+    # Whose settings a saved config shows: diffusers passes over these when it loads one, and warns about others.
     _compatibles: ClassVar[list[str]] = list(SOURCES)
     order = 1
 
@@ -124,6 +127,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         return self.frame.train_steps
 
     @property
+    def source_scheduler(self) -> Any:
+        """The scheduler whose place this one takes, made anew with its own settings."""
+        return original_source(self.config.source, self.config.source_config)
+
+    @property
+    def compatibles(self) -> list[type]:
+        """None: no class can be made of `config` alone. Use `source_scheduler.config`."""
+        return []
+
+    @property
     def step_index(self) -> int | None:
         """Entry of `timesteps` that the next `step` makes; None before the run's first."""
         return self._step_index
@@ -168,16 +181,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """
         source = make_source(self.config.source, self.config.source_config)
         if self.table is not None:
-            table = self._table_for(source, num_inference_steps, timesteps, sigmas, mu)
+            table = shifted_table(source, self.table, num_inference_steps, timesteps, sigmas, mu)
         else:
-            if sum(given is not None for given in (timesteps, sigmas)) > 1:
-                raise FestinaError("timesteps and sigmas are given. Give one of them.")
-            if timesteps is not None or sigmas is not None:
-                grid = custom_grid(source, self.frame, timesteps, sigmas, mu)
-            elif num_inference_steps is not None:
-                grid = usual_grid(source, self.frame, num_inference_steps, mu)
-            else:
-                raise FestinaError("neither num_inference_steps nor timesteps nor sigmas are given. Give one of them.")
+            grid = asked_grid(source, self.frame, num_inference_steps, timesteps, sigmas, mu)
             table = solver_table(
                 grid,
                 self.frame,
@@ -286,28 +292,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                 if times[index] == timestep:
                     return self.frame.level(float(self.sigmas[index]))
         return self.frame.level(self.frame.noise_at(timestep))
-
-    def _table_for(
-        self,
-        source: Any,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        mu: float | None,
-    ) -> SolverTable:
-        """This scheduler's table at the levels of this run."""
-        assert self.table is not None
-        asked = steps if sigmas is None else len(sigmas)
-        wanted = sorted({len(self.table.steps), self.table.calls})
-        if timesteps is not None or asked not in wanted:
-            found = "timesteps of one's own" if timesteps is not None else f"{asked} steps"
-            raise FestinaError(
-                f"the scheduler runs a table of {len(self.table.steps)} steps with {self.table.calls} network calls, "
-                f"and the pipeline asks for {found}. Use num_inference_steps={' or '.join(map(str, wanted))}."
-            )
-        if not self.table.before_shift:
-            return self.table
-        return self.table.at_noises(shift_noises(source, [step.noise for step in self.table.steps], mu))
 
 
 def _plain(value: Any) -> Any:
