@@ -1,12 +1,13 @@
 """What step-level levers buy on a pipeline that ships, at equal network calls.
 
 Draws the same captions from the same noise with the pipeline's own scheduler at several numbers of steps; with some
-steps replayed (LTC-Accel with measured factors, replay with the factor 1), carried on in the latents, or deleted from
-the grid, each with everything computed and with every second call cached; with guidance in an interval, by a table or
-by its last difference; with a smaller denoiser in the first steps (T-Stitch, where one ships); and with the first steps
-left out, the noise carried over them by Gaussian statistics (teleportation). Prints, in Markdown, network calls, MACs,
-the reward of the judge, the PSNR to the uncached pictures and to those of many steps, and the Frechet distance of the
-judge's features to those of real renders. Nothing is timed.
+steps replayed (LTC-Accel with measured factors, replay with the factor 1), carried on in the latents (with the weight 1
+and the released ratio, or with measured weights) or deleted from the grid, each with everything computed and with every
+second call cached; with guidance in an interval, by a table or by its last difference; with a smaller denoiser in the
+first steps (T-Stitch, where one ships); and with the first steps left out, the noise carried over them by Gaussian
+statistics (teleportation). Prints, in Markdown, network calls, MACs, the reward of the judge, the PSNR to the uncached
+pictures and to those of many steps, and the Frechet distance of the judge's features to those of real renders. Nothing
+is timed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from festina.metrics.distances import frechet_distance, psnr
 from festina.metrics.reward import scores_of
 from festina.plan import Plan
 from festina.samplers import SolverTable
+from festina.samplers.latent_scale import fit_latent_scales
 from festina.samplers.own import own_table
 from festina.samplers.teleportation import GaussianStatistics
 from festina.search import Workload
@@ -44,6 +46,9 @@ from festina.zoo.shipped import shipped
 FIRST_SEED, CAPTIONS, FIT_CAPTIONS = 6_000_000, 600, 601
 STARTS = (0.25, 0.65)
 """Shares of the run after which every second step makes no call."""
+
+_FACTOR_PICTURES = 4
+"""Pictures that factors of replayed answers, and weights of extrapolated latents, are measured on."""
 
 LEFT_OUT = (1, 2, 4, 6)
 """First steps that teleportation leaves out."""
@@ -170,20 +175,25 @@ def ways(pipe: Any, name: str, work: Workload, fit: Sequence[str]) -> Iterator[W
 
 
 def _skipping(pipe: Any, work: Workload, fit: Sequence[str]) -> Iterator[Way]:
-    """Steps without a call, in four ways, each with and without a cache."""
+    """Steps without a call, in five ways, each with and without a cache."""
     steps, table = work.steps, _own_table(pipe, work)
     for start in STARTS:
         left = _left(steps, start)
         if not left:
             continue
         measured = _factors(pipe, work, fit, left)
+        going_on = _with_call(table, left, "extrapolate")
+        tables = {
+            "extrapolated latents": going_on,
+            "extrapolated latents, measured": _with_weights(pipe, work, fit, going_on),
+            "deleted steps": _with_call(table, left, "delete"),
+        }
         for interval, words in ((1, ""), (2, ", every second call cached")):
             after = f"after {start:.0%}{words}"
             plan = _cached(pipe, steps, left, interval)
             yield Way("replay", after, steps, plan.replaying(dict.fromkeys(left, 1.0)))
             yield Way("LTC-Accel", after, steps, plan.replaying(measured))
-            for lever, call in (("extrapolated latents", "extrapolate"), ("deleted steps", "delete")):
-                changed = _with_call(table, left, call)
+            for lever, changed in tables.items():
                 schedule = methods.fora(pipe, changed.calls, interval)
                 made = methods.solver(pipe, changed)
                 rows = zip(made.steps, schedule.steps, strict=True)
@@ -243,7 +253,14 @@ def _with_call(table: SolverTable, places: Sequence[int], call: str) -> SolverTa
 
 def _factors(pipe: Any, work: Workload, fit: Sequence[str], left: tuple[int, ...]) -> Mapping[int, float]:
     strength, call = strength_and_call(pipe, work, fit)
-    return measure_coherence(pipe, fit[:4], work.steps, left, range(4), strength, call).mean_factors()
+    prompts, seeds = fit[:_FACTOR_PICTURES], range(_FACTOR_PICTURES)
+    return measure_coherence(pipe, prompts, work.steps, left, seeds, strength, call).mean_factors()
+
+
+def _with_weights(pipe: Any, work: Workload, fit: Sequence[str], table: SolverTable) -> SolverTable:
+    """The table with weights of its extrapolated steps that are measured on as many pictures as LTC-Accel's factors."""
+    pictures = tuple(zip(fit[:_FACTOR_PICTURES], range(_FACTOR_PICTURES), strict=True))
+    return fit_latent_scales(pipe, table, lambda: generate(pipe, pictures, work))
 
 
 def _left(steps: int, start: float) -> tuple[int, ...]:

@@ -92,7 +92,8 @@ def tables(draw, calls):
         corrector = draw(st.booleans()) and name == "unipc_bh2"
         made.append(SolverStep(level, name, order, corrector, contrast=draw(st.sampled_from([0, 0.1])), linear=linear))
         if draw(st.integers(0, 4)) == 0:
-            made.append(SolverStep(level, call="extrapolate" if len(made) > 2 else "delete"))
+            going_on = SolverStep(level, call="extrapolate", ratio=draw(st.sampled_from(["released", "noise"])))
+            made.append(going_on if len(made) > 2 else SolverStep(level, call="delete"))
     return SolverTable(tuple(made), draw(st.sampled_from([0, 0.01])), start=draw(st.sampled_from(["noise", "given"])))
 
 

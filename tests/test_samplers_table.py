@@ -50,15 +50,30 @@ def test_a_deleted_step_is_a_step_that_is_not_there():
     assert compile_table(deleted, FRAME) == compile_table(shorter, FRAME)
 
 
-def test_extrapolations_equal_the_explicit_loop():
-    made = table({2: {"call": "extrapolate", "momentum": 0.8}, 3: {"call": "extrapolate", "momentum": 1.1}}, order=1)
+@pytest.mark.parametrize(
+    ("kind", "noises"), [("released", (4, 4, 2, 1)), ("noise", (4, 2, 2, 1)), ("paper", (4, 2, 2, 1))]
+)
+def test_nothing_is_extrapolated_from_a_step_of_no_length(kind, noises):
+    steps = list(table_at(*noises).steps)
+    steps[2] = replace(steps[2], call="extrapolate", ratio=kind)
+    with pytest.raises(FestinaError, match=r"an extrapolation at noise 2\.0 follows a step of length 0"):
+        compile_table(SolverTable(tuple(steps)), FRAME)
+
+
+@pytest.mark.parametrize("kind", ["released", "noise", "paper"])
+def test_extrapolations_equal_the_explicit_loop(kind):
+    going_on = {"call": "extrapolate", "ratio": kind}
+    made = table({2: going_on | {"momentum": 0.8}, 3: going_on | {"momentum": 1.1}}, order=1)
     compiled = compile_table(made, FRAME)
     assert compiled.noises == (8.0, 4.0, 0.5, 0.2, 0.0)
     samples = [noise(dtype=torch.float64)]
     for place, value in enumerate(NOISES[:4]):
         level, x = FRAME.level(value), samples[-1]
         if place in (2, 3):
-            ratio = (NOISES[place - 1] - NOISES[place]) / (NOISES[place - 2] - NOISES[place - 1])
+            first, second, third = NOISES[place - 2 :][:3] if kind == "released" else NOISES[place - 1 :][:3]
+            ratio = (second - third) / (first - second)
+            if kind == "paper":
+                ratio = (1 / third - 1 / second) / (1 / second - 1 / first)
             samples.append(x + {2: 0.8, 3: 1.1}[place] * ratio * (x - samples[-2]))
         else:
             picture = FRAME.predictions(output(x, level, "epsilon"), x, level)[0]
@@ -164,11 +179,17 @@ def test_predictions_are_let_go_after_their_last_read():
 def test_tables_round_trip_through_json():
     made = table(
         {1: {"linear": LinearWeights((0.5, 0.25), "noise", previous=0.1), "network_time": 3.5}},
-        {3: {"call": "extrapolate", "momentum": 0.7}},
+        {3: {"call": "extrapolate", "momentum": 0.7, "ratio": "paper"}},
         {4: {"contrast": 0.1, "contrast_reference": "first", "corrector": True}},
         solver="unipc_bh1",
     )
     assert SolverTable.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_the_released_ratio_is_not_written():
+    released = table({2: {"call": "extrapolate"}, 3: {"call": "extrapolate", "ratio": "noise"}}).to_json()
+    assert ["ratio" in step for step in released["steps"]] == [False, False, False, True, False, False]
+    assert SolverTable.from_json(released).steps[2].ratio == "released"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +230,10 @@ def test_values_of_the_wrong_kind_are_named(record, said):
         (lambda: SolverTable((SolverStep(1.0),), 2.0), "Noise falls"),
         (lambda: SolverTable((SolverStep(1.0), SolverStep(0.5, call="extrapolate"))), "two steps before"),
         (lambda: SolverStep(1.0, call="guess"), "knows no 'guess'"),
+        (lambda: SolverStep(1.0, call="extrapolate", ratio="golden"), "knows no 'golden'. Use one of released, noise,"),
+        (lambda: SolverStep(1.0, ratio="noise"), "'noise' is given to a step that is not extrapolated"),
+        (lambda: SolverStep(1.0, call="delete", ratio="paper"), "'paper' is given to a step that is not extrapolated"),
+        (lambda: table({5: {"call": "extrapolate", "ratio": "paper"}}), "infinite at noise 0. Use 'noise' there"),
         (lambda: LinearWeights((1.0,), "score"), "form 'score'"),
         (lambda: SolverTable.from_json({"steps": [{"noise": 1.0, "colour": 1}]}), "unknown keys"),
         (lambda: SolverTable.from_json({"steps": [{"order": 1}]}), "no \\['noise'\\]"),

@@ -19,7 +19,7 @@ from festina.samplers.coefficients import (
 from festina.samplers.frames import Frame, NoiseLevel
 from festina.samplers.table import LinearWeights, SolverStep, SolverTable
 
-__all__ = ["CompiledTable", "Slot", "Weights", "compile_table"]
+__all__ = ["CompiledTable", "Slot", "UnfoldedStep", "Weights", "compile_table", "unfold_table"]
 
 _LEAST_PICTURE = 1e-3
 """Share of the picture below which a noise-form corrector is left out: its weights grow as one over the share."""
@@ -101,6 +101,22 @@ class CompiledTable:
         return tuple(last)
 
 
+@dataclass(frozen=True)
+class UnfoldedStep:
+    """A step on its own, without the extrapolations after it.
+
+    Attributes:
+        place: in the table's steps.
+        slot: what the step makes with a network call. The weights look back on outputs and samples of the network's
+            calls that the table makes, and on that of the step itself.
+        ratio: of the lengths of this step and the one before, if the table extrapolates it; None otherwise.
+    """
+
+    place: int
+    slot: Slot
+    ratio: float | None
+
+
 def compile_table(table: SolverTable, frame: Frame, first_call: int = 0) -> CompiledTable:
     """The weights of every network call of a table.
 
@@ -128,13 +144,48 @@ def compile_table(table: SolverTable, frame: Frame, first_call: int = 0) -> Comp
         )
     compiler = _Compiler(frame)
     for place, following in zip(calls, [*calls[1:], len(kept)], strict=True):
-        tails = [kept[tail].momentum * _released_ratio(noises, tail) for tail in range(place + 1, following)]
+        tails = [kept[tail].momentum * _ratio(frame, noises, kept[tail], tail) for tail in range(place + 1, following)]
         compiler.add(kept[place], frame.level(noises[place + 1]), tails)
     return CompiledTable(tuple(compiler.slots), (*(noises[place] for place in calls), table.final_noise))
 
 
-def _released_ratio(noises: Sequence[float], place: int) -> float:
-    last, earlier = noises[place - 1] - noises[place], noises[place - 2] - noises[place - 1]
+def unfold_table(table: SolverTable, frame: Frame) -> tuple[UnfoldedStep, ...]:
+    """What every step makes with a network call, those of them too that the table extrapolates.
+
+    An extrapolated step looks back on the outputs that the run has by then. Its own is left out of all later steps'
+    weights, as a run by the table does not have it.
+
+    Args:
+        table: steps; levels as the network sees them, after any shift.
+        frame: of the model.
+
+    Returns:
+        one per step that is not deleted.
+
+    Raises:
+        FestinaError: as `compile_table`.
+    """
+    places = [place for place, step in enumerate(table.checked(frame).steps) if step.call != "delete"]
+    kept = [table.steps[place] for place in places]
+    noises = [step.noise for step in kept] + [table.final_noise]
+    compiler, made = _Compiler(frame), []
+    for index, (place, step) in enumerate(zip(places, kept, strict=True)):
+        target = frame.level(noises[index + 1])
+        if step.call == "network":
+            compiler.add(step, target, ())
+            made.append(UnfoldedStep(place, compiler.slots[-1], None))
+        else:
+            made.append(UnfoldedStep(place, compiler.tried(step, target), _ratio(frame, noises, step, index)))
+    return tuple(made)
+
+
+def _ratio(frame: Frame, noises: Sequence[float], step: SolverStep, place: int) -> float:
+    """How much further an extrapolated step goes than the one before it, as the step wants it counted."""
+    ahead = place if step.ratio == "released" else place + 1
+    levels = noises[ahead - 2 : ahead + 1]
+    if step.ratio == "paper":
+        levels = [1 / frame.level(noise).sigma_hat for noise in levels]
+    last, earlier = levels[2] - levels[1], levels[1] - levels[0]
     if earlier == 0:
         raise FestinaError(
             f"an extrapolation at noise {noises[place]} follows a step of length 0. Leave that step out."
@@ -166,6 +217,13 @@ class _Compiler:
             before, after = after, after.combined(1 + factor, before, -factor)
         self.slots[-1] = replace(self.slots[-1], update=after)
         self._last = (step, backs)
+
+    def tried(self, step: SolverStep, target: NoiseLevel) -> Slot:
+        """The slot of a step to a target; later ones do not look back on it."""
+        before = self._last
+        self.add(step, target, ())
+        self._last = before
+        return self.slots.pop()
 
     def _backs(self, step: SolverStep, target: NoiseLevel) -> list[int]:
         """How many calls back the outputs of a step lie: the newest at distinct levels, as many as its order."""

@@ -23,6 +23,7 @@ __all__ = ["LinearWeights", "SolverStep", "SolverTable", "check_solver", "level_
 
 CALLS = ("network", "extrapolate", "delete")
 REFERENCES = ("first", "previous")
+RATIOS = ("released", "noise", "paper")
 FORMS = ("data", "noise", "output")
 STARTS = ("noise", "given", "gaussian")
 
@@ -85,8 +86,11 @@ class SolverStep:
         contrast_reference: which earlier output is the reference, "first" or "previous".
         call: "network"; "extrapolate", no call, the sample moves on as it did in the step before; or "delete": no call
             and no step, the step before goes on to the next level.
-        momentum: w of an extrapolation x + w g (x - previous x) (LTC-Accel, 2503.09675), where g is, as released, the
-            ratio of the two steps before in noise: |n_i - n_{i-1}| / |n_{i-1} - n_{i-2}|.
+        momentum: w of an extrapolation x + w g (x - previous x) (LTC-Accel, 2503.09675).
+        ratio: its g. "noise": this step's length over that of the one before, in `noise`, with which w = 1 goes on as
+            Euler's steps of flow and EDM models do. "paper": the same in the root of the signal-to-noise ratio, alpha /
+            sigma, which ends at no noise 0. "released": as the authors' code, the ratio in noise of the two steps
+            before, one step late. A fitted w (`festina.samplers.latent_scale`) makes up for the choice.
         linear: the step's weights, in place of a solver.
     """
 
@@ -99,6 +103,7 @@ class SolverStep:
     contrast_reference: str = "previous"
     call: str = "network"
     momentum: float = 1.0
+    ratio: str = "released"
     linear: LinearWeights | None = None
 
     def __post_init__(self) -> None:
@@ -113,9 +118,11 @@ class SolverStep:
         highest = kind_of(self.solver).highest
         if not 1 <= self.order <= highest:
             raise FestinaError(f"{self.solver} has no order {self.order}. Use an order from 1 to {highest}.")
-        for value, known in ((self.call, CALLS), (self.contrast_reference, REFERENCES)):
+        for value, known in ((self.call, CALLS), (self.contrast_reference, REFERENCES), (self.ratio, RATIOS)):
             if value not in known:
                 raise FestinaError(f"a step knows no {value!r}. Use one of {', '.join(known)}.")
+        if self.ratio != "released" and self.call != "extrapolate":
+            raise FestinaError(f"the ratio {self.ratio!r} is given to a step that is not extrapolated. Leave it out.")
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,10 @@ class SolverTable:
         kept = [step for step in self.steps if step.call != "delete"]
         if any(step.call == "extrapolate" for step in kept[:2]):
             raise FestinaError("an extrapolation needs two steps before it; the first two cannot be extrapolated.")
+        if kept[-1].ratio == "paper" and self.final_noise == 0:
+            raise FestinaError(
+                "the last step is extrapolated by the paper's ratio, which is infinite at noise 0. Use 'noise' there."
+            )
 
     @property
     def calls(self) -> int:
