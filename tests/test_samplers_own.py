@@ -30,6 +30,8 @@ CLOSE = 3e-6
         ),
         ("DPMSolverMultistepScheduler", {"lower_order_final": False, "use_karras_sigmas": True}),
         ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+        ("DDIMParallelScheduler", {"clip_sample": False}),
+        ("CogVideoXDDIMScheduler", {"clip_sample": False}),
         ("UniPCMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
         ("UniPCMultistepScheduler", {"solver_order": 3}),
         ("DEISMultistepScheduler", {"solver_order": 2}),

@@ -11,7 +11,8 @@ from festina.samplers.table import SolverTable
 
 __all__ = ["own_table", "replica"]
 
-_FIRST_ORDER = ("DDIMScheduler", "EDMEulerScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
+_DDIM = ("CogVideoXDDIMScheduler", "DDIMParallelScheduler", "DDIMScheduler")
+_FIRST_ORDER = (*_DDIM, "EDMEulerScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 _DPM_SOLVERS = ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler")
 _FORMS = {"dpmsolver++": "data", "dpmsolver": "noise"}
 _USUAL = {"euler_at_final": False, "disable_corrector": [], "predict_x0": True}
@@ -72,9 +73,9 @@ def _want_usual(name: str, config: Any, steps: int) -> None:
         )
     spacing = config.get("timestep_spacing", "leading")
     uneven = spacing == "linspace" or (spacing == "trailing" and config.num_train_timesteps % steps)
-    if name == "DDIMScheduler" and uneven:
+    if name in _DDIM and uneven:
         raise FestinaError(
-            f"a DDIMScheduler with the timestep_spacing {spacing!r} does not step to its next time in a run of {steps} "
+            f"a {name} with the timestep_spacing {spacing!r} does not step to its next time in a run of {steps} "
             "steps; wanted 'leading', or 'trailing' with a number of steps that divides its training steps."
         )
 
