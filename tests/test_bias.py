@@ -1,6 +1,9 @@
 """The bias on all factors of a plan that replays: the search, and what it finds on whole pictures."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from tiny import PROMPT, generate, pixart_pipeline, pixart_transformer
 
 import festina
@@ -9,6 +12,9 @@ from festina.calibration.bias import biased, highest, search_bias
 from festina.calibration.coherence import measure_coherence
 from festina.methods import fora, ltc_accel
 from festina.metrics.distances import psnr
+from festina.samplers import PlanScheduler
+from festina.samplers.teleportation import statistics_of
+from festina.samplers.times import table_on, uniform_log_snr
 
 CALL = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20, "height": 16, "width": 16}
 
@@ -56,6 +62,36 @@ def test_a_bias_is_found_on_whole_pictures():
     for knobs in ({"probes": 4.0}, {"probes": 1}, {"probes": True}, {"widest": "0.1"}, {"widest": 0.0}):
         with pytest.raises(FestinaError, match="wanted a whole number of at least 2, and a range above 0"):
             search_bias(pipe, plan, [PROMPT], **knobs)
+
+
+def test_a_plan_that_calls_another_model_or_starts_by_statistics_has_a_bias_too():
+    pipe, small, steps = pixart_pipeline(), pixart_transformer(blocks=1), 6
+    plan = ltc_accel(pipe, steps, (3, 4)).replaying({3: 0.8})
+    called = [replace(step, model="small") if place < 2 else step for place, step in enumerate(plan.steps)]
+    ran = []
+    small.register_forward_pre_hook(lambda *_: ran.append(1))
+    found = search_bias(
+        pipe, replace(plan, steps=tuple(called)), [PROMPT], call=CALL, probes=2, models={"small": small}
+    )
+    # The plan as it is and two probes, each with two steps of the model.
+    assert len(ran) == 3 * 2
+    assert [step.model for step in found.plan.steps[:3]] == ["small", "small", ""]
+    untouched = generate(pipe, steps=steps)
+    with festina.accelerate(pipe, found.plan, models={"small": small}):
+        assert float(psnr(generate(pipe, steps=steps), untouched)) == pytest.approx(found.psnr, abs=1e-3)
+    with pytest.raises(FestinaError, match="small"):
+        search_bias(pipe, replace(plan, steps=tuple(called)), [PROMPT], call=CALL, probes=2)
+
+    frame = PlanScheduler.from_scheduler(pipe.scheduler).frame
+    table = replace(table_on(frame, uniform_log_snr(frame, steps + 2)[2:], order=1), start="gaussian")
+    shape = (pipe.transformer.config.in_channels, *[pipe.transformer.config.sample_size] * 2)
+    statistics = statistics_of(torch.randn(5, *shape, generator=torch.Generator().manual_seed(0)), 2)
+    carried = replace(plan, solver=table)
+    found = search_bias(pipe, carried, [PROMPT], call=CALL, probes=2, statistics=statistics)
+    with festina.accelerate(pipe, found.plan, statistics=statistics):
+        assert float(psnr(generate(pipe, steps=steps), untouched)) == pytest.approx(found.psnr, abs=1e-3)
+    with pytest.raises(FestinaError, match="statistics"):
+        search_bias(pipe, carried, [PROMPT], call=CALL, probes=2)
 
 
 def snapshot(pipe):

@@ -1,6 +1,7 @@
 """What the rules of composition buy, on mixtures of Gaussians with exact networks."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -64,3 +65,73 @@ def test_guidance_that_comes_and_goes_wants_the_first_order():
     steps = [Step(1 - place / CALLS, "C", branches="conditional" if place % 2 else "all") for place in range(CALLS)]
     lowered, kept = (error(drawn(table, said(2)), wanted) for table in (composed(plain, steps), plain))
     assert lowered < 0.95 * kept
+
+
+def guided(factors, strength, parts=1):
+    """What a network with guidance says whose strength has a factor for each call, or for each so many calls."""
+
+    def said(sample, level, call):
+        with_caption, without = (output(sample, level, "epsilon", centres) for centres in (CENTRES[:1], CENTRES))
+        return without + (1 + factors[call // parts] * (strength - 1)) * (with_caption - without)
+
+    return said
+
+
+def guided_steps(factors):
+    return [Step(1 - place / len(factors), "C", guidance=factor) for place, factor in enumerate(factors)]
+
+
+def by_orders(factors, wanted, strength, corrector=False):
+    """Errors by the order 1, 2 and 3 in all steps, and by the third one as the rules compose it."""
+    plain = [table_on(vp().frame, GRID, order=order, corrector=corrector) for order in (1, 2, 3)]
+    tables = [*plain, composed(plain[2], guided_steps(factors))]
+    return [error(drawn(table, guided(factors, strength)), wanted) for table in tables]
+
+
+def test_guidance_whose_strength_alternates_wants_the_second_order():
+    constant = drawn(fine(), guided([1.0] * CALLS, 3.0, FINER))
+    first, second, third, rules = by_orders([1.0] * CALLS, constant, 3.0)
+    assert rules == third < 0.4 * second < 0.4 * first
+    for swing in (0.5, 0.8):
+        factors = [1 - swing * (-1) ** call for call in range(CALLS)]
+        first, second, third, rules = by_orders(factors, constant, 3.0)
+        assert rules == second < 0.4 * first
+        assert rules < 0.3 * third
+
+
+@pytest.mark.parametrize("strength", [3.0, 7.5])
+def test_strengths_that_change_smoothly_or_once_keep_the_third_order(strength):
+    def along(factors):
+        """The exact end where factors go evenly from one call's to the next one's."""
+        ends = [*pairwise(factors), (factors[-1], factors[-1])]
+        between = [begin + (end - begin) * part / FINER for begin, end in ends for part in range(FINER)]
+        return drawn(fine(), guided(between, strength))
+
+    ramp = [1 + 0.05 * (9.5 - call) for call in range(CALLS)]
+    wave = [1 + 0.8 * math.cos(2 * math.pi * call / CALLS) for call in range(CALLS)]
+    for factors in (ramp, wave):
+        _, second, third, rules = by_orders(factors, along(factors), strength)
+        assert rules == third < 0.6 * second
+    # Lowering the order in the two steps around a jump alone draws worse than to leave it.
+    jump = [1.0 + (call >= 4) for call in range(CALLS)]
+    wanted = drawn(fine(), guided(jump, strength, FINER))
+    *_, third, rules = by_orders(jump, wanted, strength)
+    plain = table_on(vp().frame, GRID, order=3)
+    lowered = replace(
+        plain,
+        steps=tuple(
+            replace(step, order=min(step.order, 2)) if place in (4, 5) else step
+            for place, step in enumerate(plain.steps)
+        ),
+    )
+    assert rules == third < 0.75 * error(drawn(lowered, guided(jump, strength)), wanted)
+
+
+@pytest.mark.parametrize("strength", [3.0, 7.5])
+def test_where_strength_swings_no_sample_of_the_second_order_is_corrected(strength):
+    factors = [1 - 0.5 * (-1) ** call for call in range(CALLS)]
+    wanted = drawn(fine(), guided(factors, strength, FINER))
+    _, second, third, rules = by_orders(factors, wanted, strength, corrector=True)
+    assert rules < 0.4 * second < 0.4 * third
+    first_order = table_on(vp().frame, GRID, order=1, corrector=True)
+    assert composed(first_order, guided_steps(factors)) == first_order

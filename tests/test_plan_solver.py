@@ -148,7 +148,25 @@ def test_a_change_of_guidance_lowers_the_order():
     # A difference that is used again is guidance, and a factor of 0 is none.
     assert orders(canonical(rows("CCCC", branches={2: "difference", 3: "difference"}), plain(4))) == [1, 2, 3, 3]
     assert orders(canonical(rows("CCCC", guidance={3: 0.0}), plain(4))) == [1, 2, 3, 2]
-    assert orders(canonical(rows("CCCC", guidance={3: 0.5}), plain(4))) == [1, 2, 3, 3]
+
+
+def test_factors_on_guidance_that_swing_lower_the_order_of_a_whole_run():
+    def found(*factors, **more):
+        table = plain(len(factors), corrector=True, **more)
+        made = canonical(rows("C" * len(factors), guidance=dict(enumerate(factors))), table)
+        return orders(made), [step.corrector for step in made.steps]
+
+    kept = [1, 2, 3, 3, 3, 3], [False, *[True] * 5]
+    lowered = [1, 2, 2, 2, 2, 2], [False, True, *[False] * 4]
+    assert found(1.5, 0.5, 1.5, 0.5, 1.5, 0.5) == found(0.5, 0.9, 0.5, 0.9, 0.5, 0.9) == lowered
+    # Four of six steps.
+    assert found(1.0, 1.0, 1.4, 1.0, 1.4, 1.4) == lowered
+    # One or two changes, or one turn, evenly falling, and too little.
+    assert found(1.0, 1.0, 1.0, 0.5, 0.5, 0.5) == found(1.0, 1.0, 2.0, 1.0, 1.0, 1.0) == kept
+    assert found(2.0, 1.6, 1.2, 0.8, 0.4, 0.1) == found(0.9, 1.1, 0.9, 1.1, 0.9, 1.1) == kept
+    # Nothing of what is not of one kind swings.
+    steps = rows("CCCC", guidance={0: 1.5, 1: 0.5, 2: 1.5, 3: 0.5}, model={0: "small"})
+    assert orders(canonical(steps, plain(4))) == [1, 1, 2, 3]
 
 
 def test_served_outputs_keep_the_order_at_two():

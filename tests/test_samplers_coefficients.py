@@ -11,6 +11,7 @@ from festina import FestinaError
 from festina.samplers import KINDS, Frame, NoiseLevel, SolverStep, SolverTable, order_within_ratio
 from festina.samplers.coefficients import contrast_weight, correction_weights, first_order, higher_order_weights
 from festina.samplers.compiling import compile_table
+from festina.samplers.dpm_solver_v3 import ModelStatistics, v3_table
 from festina.samplers.interpolation import phi
 from festina.samplers.run import SamplerRun
 
@@ -137,49 +138,97 @@ def test_ratios_of_steps_are_above_0(ratio):
         vp(largest_step_ratio=ratio)
 
 
-def error(frame, solver, order, count, corrector=False):
-    """Distance to the exact end, on even steps of the half log signal-to-noise ratio in float64."""
-    hats = np.geomspace(20.0, 0.05, count + 1)
-    noises = hats / (1 + hats) if frame.family == "flow" else hats
-    steps = [
-        SolverStep(float(value), solver, order, corrector and place > 0) for place, value in enumerate(noises[:-1])
-    ]
-    compiled = compile_table(SolverTable(tuple(steps), float(noises[-1])), frame)
-    first, last = frame.level(float(noises[0])), frame.level(float(noises[-1]))
+WIDE, MIDDLE = (20.0, 0.05), (4.0, 0.5)
+"""First and last sigma / alpha of runs. Where errors change their sign within WIDE, their slope says nothing."""
+
+
+def noises_of(frame, ends, count, spaced=np.geomspace):
+    hats = spaced(*ends, count + 1)
+    return (hats / (1 + hats) if frame.family == "flow" else hats).tolist()
+
+
+def table_of(frame, solver, order, count, corrector=False, ends=WIDE, spaced=np.geomspace):
+    """So many steps of one order, on even steps of the half log signal-to-noise ratio or of sigma / alpha."""
+    noises = noises_of(frame, ends, count, spaced)
+    if solver != "dpm_solver_v3":
+        steps = [SolverStep(value, solver, order, corrector and place > 0) for place, value in enumerate(noises[:-1])]
+        return SolverTable(tuple(steps), noises[-1])
+    # Statistics of no model in particular. The last steps, which are of lower orders, are cut off.
+    places = np.linspace(-6.0, 6.0, 1001)
+    statistics = ModelStatistics(
+        tuple(places), tuple(0.6 + 0.3 * np.sin(places)), tuple(-0.4 + 0.5 * np.cos(1.3 * places))
+    )
+    further = ends[1] * (ends[1] / ends[0]) ** ((order - 1) / count)
+    longer = noises_of(frame, (ends[0], further), count + order - 1)
+    made = v3_table(frame, longer[:-1], statistics, order, longer[-1])
+    return SolverTable(made.steps[:count], noises[-1])
+
+
+def error(frame, table, order):
+    """Distance to the exact end, in float64. As many samples as the order are exact: where a run begins by lower
+    orders, their few errors would hide the order of the rest."""
+    compiled = compile_table(table, frame)
+    first, last = frame.level(table.steps[0].noise), frame.level(table.final_noise)
     start = first.alpha * CENTRES[0] + first.sigma * noise(dtype=torch.float64)
     sample, run = start, SamplerRun(compiled, frame)
-    for slot in compiled.slots:
+    for place, slot in enumerate(compiled.slots):
+        sample = gaussian_end(start, first, slot.level) if place < order else sample
         sample = run.step(output(sample, slot.level, frame.prediction, CENTRES[:1]), sample)
     return (sample - gaussian_end(start, first, last)).abs().max().item()
 
 
+def slope(frame, solver, order, corrector=False, ends=WIDE, spaced=np.geomspace):
+    """By which power of the step the error falls."""
+    errors = [
+        error(frame, table_of(frame, solver, order, count, corrector, ends, spaced), order) for count in (80, 160)
+    ]
+    return math.log2(errors[0] / errors[1])
+
+
+FRAMES = pytest.mark.parametrize("frame", [VP, FLOW], ids=["variance_preserving", "flow"])
+
 SLOPES = [
-    ("data", 1, False, 1),
-    ("data", 2, False, 2),
-    ("data", 3, False, 3),
-    ("noise", 2, False, 2),
-    ("noise", 3, False, 3),
-    ("data_released", 2, False, 2),
-    ("adams_bashforth", 2, False, 2),
-    ("unipc_bh2", 2, False, 2),
-    ("data", 1, True, 2),
-    ("data", 2, True, 3),
-    ("unipc_bh2", 2, True, 3),
+    *(("data", order, 0) for order in (1, 2, 3)),
+    ("noise", 2, 0),
+    ("data_released", 2, 0),
+    ("noise_released", 2, 0),
+    ("deis_time", 2, 0),
+    ("deis_time", 4, 0),
+    # UniPC is of its order, and of one more with its corrector (2302.04867, theorem 3.1).
+    *((name, order, 1) for name in ("data", "noise", "unipc_bh1", "unipc_bh2") for order in (1, 2, 3)),
+    *((name, order, 0) for name in ("unipc_bh1", "unipc_bh2") for order in (2, 3)),
+    *(("dpm_solver_v3", order, 0) for order in (1, 2, 3)),
 ]
+"""Solver, order, and by how much its corrector raises it, 0 without one."""
 
 
-@pytest.mark.parametrize("frame", [VP, FLOW], ids=["variance_preserving", "flow"])
-@pytest.mark.parametrize(("solver", "order", "corrector", "expected"), SLOPES)
-def test_orders_of_convergence(frame, solver, order, corrector, expected):
-    slope = math.log2(error(frame, solver, order, 80, corrector) / error(frame, solver, order, 160, corrector))
-    assert expected - 0.25 < slope < expected + 0.6
+@FRAMES
+@pytest.mark.parametrize(("solver", "order", "raised"), SLOPES)
+def test_orders_of_convergence(frame, solver, order, raised):
+    expected = order + raised
+    assert expected - 0.25 < slope(frame, solver, order, bool(raised)) < expected + 0.4
 
 
-def test_the_released_third_order_is_not_of_third_order():
-    errors = {name: [error(VP, name, 3, count) for count in (80, 160)] for name in ("data", "data_released")}
-    slope = math.log2(errors["data_released"][0] / errors["data_released"][1])
-    assert slope < 2.6
-    assert errors["data"][1] < errors["data_released"][1] / 3
+@FRAMES
+@pytest.mark.parametrize("solver", ["noise", "deis_time"])
+def test_orders_of_convergence_at_middle_noise(frame, solver):
+    assert 2.75 < slope(frame, solver, 3, ends=MIDDLE) < 3.4
+
+
+@FRAMES
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_fixed_weights_are_of_their_order_on_even_steps_of_sigma_over_alpha_and_elsewhere_of_2(frame, order):
+    assert order - 0.3 < slope(frame, "adams_bashforth", order, ends=MIDDLE, spaced=np.linspace) < order + 0.4
+    assert 1.75 < slope(frame, "adams_bashforth", order) < 2.25
+
+
+@FRAMES
+@pytest.mark.parametrize("form", ["data", "noise"])
+def test_the_released_third_order_is_of_the_second(frame, form):
+    # It takes half of the second derivative that the papers prove the third order with.
+    assert 1.75 < slope(frame, f"{form}_released", 3) < 2.4
+    errors = [error(frame, table_of(frame, name, 3, 160), 3) for name in (form, f"{form}_released")]
+    assert errors[0] < errors[1] / 3
 
 
 def test_kinds_say_what_they_cannot_do():

@@ -24,6 +24,12 @@ def golden(table):
     return -np.diff(logs).std() + 0.1 * sum(step.order for step in table.steps)
 
 
+def even(calls):
+    """So many steps of the second order on levels evenly out of the list."""
+    nodes = [LEVELS[round(place * len(LEVELS) / calls)] for place in range(calls)]
+    return SolverTable(tuple(SolverStep(level, order=min(2, place + 1)) for place, level in enumerate(nodes)))
+
+
 def test_tables_are_runnable_different_and_as_asked():
     settings = EvolutionSettings(evaluations=120, solvers=("data", "data_released", "unipc_bh2"), seed=3)
     asked = []
@@ -126,12 +132,52 @@ def test_the_search_beats_its_seed_on_a_toy_and_on_fresh_noise():
     def far(table, seed):
         return error(pipe.drawn(table, seed, 256), exact[seed])
 
-    nodes = [LEVELS[round(place * len(LEVELS) / calls)] for place in range(calls)]
-    start = SolverTable(tuple(SolverStep(level, order=min(2, place + 1)) for place, level in enumerate(nodes)))
+    start = even(calls)
     found = evolve(LEVELS, calls, lambda table: -far(table, 0), [start], EvolutionSettings(150))
     assert found.fitness[0] == -far(start, 0)
     assert far(found.best, 0) < 0.8 * far(start, 0)
     assert far(found.best, 9) < 0.85 * far(start, 9)
+
+
+@pytest.mark.parametrize(("orders", "correctors"), [((2,), (True,)), ((3,), (False,)), ((1, 3), (False, True))])
+def test_orders_and_correctors_are_those_that_were_asked_for(orders, correctors):
+    settings = EvolutionSettings(150, orders=orders, correctors=correctors, seed=2)
+    found = evolve(LEVELS, 5, golden, settings=settings)
+    made = [[step.order for step in table.steps] for table in found.tables]
+    for table, row in zip(found.tables, made, strict=True):
+        allowed = [{min(order, place + 1) for order in orders} for place in range(5)]
+        assert all(order in able for order, able in zip(row, allowed, strict=True))
+        assert not table.steps[0].corrector
+        assert {step.corrector for step in table.steps[1:]} <= set(correctors)
+    assert {row[-1] for row in made} == set(orders)
+    assert {step.corrector for table in found.tables for step in table.steps[1:]} == set(correctors)
+
+
+def test_a_lowered_order_rises_again_where_the_step_moves():
+    # The last steps of these seeds are of the first order, and their second ones of the second.
+    seeds = [table_on(FRAME, LEVELS[::6], order=3), table_on(FRAME, LEVELS[:5], order=3)]
+    assert [step.order for step in seeds[0].steps] == [1, 2, 3, 2, 1]
+    settings = EvolutionSettings(150, orders=(2, 3), correctors=(False,), seed=4)
+    found = evolve(LEVELS, 5, golden, seeds, settings)
+    assert found.tables[:2] == tuple(seeds)
+    assert {step.order for table in found.tables[2:] for step in table.steps[1:]} == {2, 3}
+
+
+def test_a_search_of_the_levels_alone_finds_a_grid_no_worse_than_its_seed():
+    pipe, calls, start = ToyPipe(), 5, even(5)
+    exact = {seed: pipe.drawn(table_on(FRAME, LEVELS, order=3), seed, 256) for seed in (0, 9)}
+
+    def far(table, seed=0):
+        return error(pipe.drawn(table, seed, 256), exact[seed])
+
+    settings = EvolutionSettings(100, solvers=("data",), orders=(2,), correctors=(False,), screened=1)
+    found, again = (evolve(LEVELS, calls, lambda table: -far(table), [start], settings) for _ in range(2))
+    assert found == again
+    # All that differs between two tables are their levels.
+    assert {start.at_noises([step.noise for step in table.steps]) == table for table in found.tables} == {True}
+    assert found.fitness[0] == -far(start)
+    assert far(found.best) < 0.9 * far(start)
+    assert far(found.best, 9) < far(start, 9)
 
 
 def test_extrapolations_against_deleted_steps_and_even_ones():
@@ -162,3 +208,17 @@ def test_what_is_refused():
     for wrong in ({"evaluations": 0}, {"crossover": 2.0}, {"solvers": ()}, {"solvers": ("euler",)}, {"changes": 0.0}):
         with pytest.raises(FestinaError):
             EvolutionSettings(**wrong)
+    for orders in ((), (0,), (4,), (2, 2), (2.0,), (True,)):
+        with pytest.raises(FestinaError, match="Give different ones from 1 to 3"):
+            EvolutionSettings(orders=orders)
+    assert EvolutionSettings(solvers=("deis_time",), orders=(4,)).orders == (4,)
+    for correctors in ((), (False, False), (1,)):
+        with pytest.raises(FestinaError, match="the correctors are"):
+            EvolutionSettings(correctors=correctors)
+    for start, settings in (
+        (even(5), EvolutionSettings(orders=(1,))),
+        (even(5), EvolutionSettings(orders=(3,))),
+        (even(5), EvolutionSettings(correctors=(True,))),
+    ):
+        with pytest.raises(FestinaError, match=r"step . of a seed has the order 2 .* Give seeds of these"):
+            evolve(LEVELS, 5, golden, [start], settings)

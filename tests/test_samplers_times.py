@@ -163,3 +163,10 @@ def test_what_grids_refuse():
         align_your_steps(VP, 10, "flux")
     with pytest.raises(FestinaError, match="do not fall"):
         align_your_steps(VP, 10, "svd")
+
+
+def test_nodes_of_stable_diffusion_are_the_published_timesteps():
+    # Align Your Steps (2404.14507) publishes both, the levels rounded to three digits.
+    published = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
+    found = [VP.network_time(level) for level in align_your_steps(VP, 10, "sd15")]
+    assert found == pytest.approx(published, abs=1)

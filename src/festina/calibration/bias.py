@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from os import PathLike
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from festina.calibration.running import call_arguments
 from festina.errors import FestinaError
@@ -16,6 +18,9 @@ from festina.executor import accelerate
 from festina.metrics.distances import psnr
 from festina.plan import Plan
 from festina.strict import is_number
+
+if TYPE_CHECKING:
+    from festina.samplers.teleportation import GaussianStatistics
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -46,6 +51,8 @@ def search_bias(
     call: Mapping[str, Any] | None = None,
     widest: float = 0.1,
     probes: int = 10,
+    models: Mapping[str, nn.Module] = MappingProxyType({}),
+    statistics: GaussianStatistics | str | PathLike[str] | None = None,
 ) -> Biased:
     """Find the bias whose pictures are closest to those of the untouched pipeline.
 
@@ -59,9 +66,11 @@ def search_bias(
         seeds, guidance, call: see `festina.calibration.calibrate`; pictures are arrays unless they say otherwise.
         widest: largest bias that is tried, up and down.
         probes: how many are tried beside 0, at least 2.
+        models, statistics: what the plan calls and starts with beside the pipeline; see `festina.accelerate`.
 
     Raises:
-        FestinaError: the plan replays nothing or does not fit the pipeline, or the pipeline cannot be called so.
+        FestinaError: the plan replays nothing or does not fit the pipeline, models or statistics are missing or not
+            used, or the pipeline cannot be called so.
     """
     seeds = range(len(prompts)) if seeds is None else seeds
     if not any(step.replays for step in plan.steps):
@@ -84,7 +93,7 @@ def search_bias(
     wanted = drawn()
 
     def score(bias: float) -> float:
-        with accelerate(pipe, biased(plan, bias)):
+        with accelerate(pipe, biased(plan, bias), models, statistics):
             found = drawn()
         each = [psnr(one, other) for one, other in zip(found, wanted, strict=True)]
         return float(torch.cat(each).mean())

@@ -2,7 +2,8 @@
 
 AutoDiffusion (Li et al., arXiv 2309.10438) searches the times, USF with S3 (Liu et al., 2312.07243) also what each step
 does. Both mutate and cross sets of steps and judge them by the pictures drawn. Here a step belongs to its level, so
-that adding or leaving out one shifts none of the others.
+that adding or leaving out one shifts none of the others. A deleted step is a level that was not chosen; steps that are
+extrapolated are not searched, as each step here is a network call.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ __all__ = ["Evolution", "EvolutionSettings", "evolve"]
 
 Fitness = Callable[[SolverTable], float]
 
-_ORDER_SHARES = {1: 0.25, 2: 0.45, 3: 0.3}
-"""How often an order is drawn."""
+_ORDER_SHARES = {1: 0.25, 2: 0.45, 3: 0.3, 4: 0.3}
+"""How often an order is drawn, next to the others that may be."""
 
 _TRIES = 50
 """Children in a row that were evaluated before, after which the space counts as used up."""
@@ -38,6 +39,10 @@ class EvolutionSettings:
         population: the best so many tables have children; AutoDiffusion and S3 keep 10 to 15.
         children: tables judged per generation.
         solvers: names of `festina.samplers.KINDS` to choose from.
+        orders: which orders a step may have, ones that all the solvers have. Where fewer outputs are at hand, in the
+            first steps, an order is lowered to them.
+        correctors: whether a step may do without a corrector (False), have one (True), or either. With one solver, one
+            order and one of these only the levels are searched, as AutoDiffusion does.
         crossover: share of children of two parents; the others are changed copies of one.
         changes: chance of each step of a child to move or to change what it does.
         screened: children made for each one that is judged, once the predictor's rank correlation on tables held out
@@ -46,13 +51,16 @@ class EvolutionSettings:
         seed: of all random choices.
 
     Raises:
-        FestinaError: a number out of its range, or a solver that is not known.
+        FestinaError: a number out of its range, a solver that is not known, an order that a solver has not, or nothing
+            to choose from.
     """
 
     evaluations: int = 300
     population: int = 12
     children: int = 20
     solvers: tuple[str, ...] = ("data", "noise")
+    orders: tuple[int, ...] = (1, 2, 3)
+    correctors: tuple[bool, ...] = (False, True)
     crossover: float = 0.4
     changes: float = 0.2
     screened: int = 6
@@ -66,8 +74,16 @@ class EvolutionSettings:
             raise FestinaError("crossover is a share from 0 to 1, changes a chance above 0 and up to 1.")
         if not self.solvers:
             raise FestinaError(f"no solvers to choose from. Give some of {', '.join(KINDS)}.")
-        for name in self.solvers:
-            kind_of(name)
+        highest = min(kind_of(name).highest for name in self.solvers)
+        whole = all(type(order) is int and 1 <= order <= highest for order in self.orders)
+        if not self.orders or not whole or len(set(self.orders)) < len(self.orders):
+            raise FestinaError(
+                f"the orders to choose from are {self.orders!r:.60}. Give different ones from 1 to {highest}, the "
+                "highest that all the solvers have."
+            )
+        said = [value for value in self.correctors if isinstance(value, bool)]
+        if not said or len(said) < len(self.correctors) or len(set(said)) < len(said):
+            raise FestinaError(f"the correctors are {self.correctors!r:.60}. Give (False,), (True,) or (False, True).")
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,7 @@ class _Search:
                 f"{calls} calls on {len(levels)} levels were asked for. Give falling levels, at least as many as calls."
             )
         self.levels, self.calls, self.fitness, self.settings = levels, calls, fitness, settings
+        self.orders = tuple(sorted(settings.orders))
         self.found: dict[SolverTable, float] = {}
         self.trusts: list[float] = []
         self.screenings = 0
@@ -152,6 +169,16 @@ class _Search:
                 f"a seed of the search is no table of {self.calls} plain steps on its levels from noise to clean. Make "
                 "it with levels from the list that is searched, beginning with the first."
             )
+        for place, step in enumerate(steps):
+            # The last step's order is lowered on the way to noise 0, and a corrector wants a step before it.
+            lowered = place == len(steps) - 1 or any(step.order == min(order, place + 1) for order in self.orders)
+            correctable = place > 0 and kind_of(steps[place - 1].solver).corrector is not None
+            corrected = not correctable or step.corrector in self.settings.correctors
+            if step.order > max(self.orders) or not lowered or not corrected:
+                raise FestinaError(
+                    f"step {place} of a seed has the order {step.order} and corrector={step.corrector}; the search has "
+                    f"orders={self.orders} and correctors={self.settings.correctors}. Give seeds of these."
+                )
 
     def judge(self, tables: Sequence[SolverTable]) -> None:
         """Evaluate tables that were not evaluated yet, as many as are left."""
@@ -227,9 +254,12 @@ class _Search:
         steps: list[SolverStep] = []
         for count, place in enumerate(places):
             step = nodes.get(place) or self._step()
-            # An order above the outputs at hand would be lowered anyway, and a corrector is that of the step before.
+            # An order above the outputs at hand would be lowered anyway, and one that was lowered rises again where the
+            # step has come to another place. A corrector is that of the step before.
+            order = min(min(order for order in self.orders if order >= step.order), count + 1)
             able = bool(steps) and kind_of(steps[-1].solver).corrector is not None
-            order, corrector = min(step.order, count + 1), step.corrector and able
+            wanted = self.settings.correctors
+            corrector = able and (step.corrector if step.corrector in wanted else wanted[0])
             steps.append(replace(step, noise=self.levels[place], order=order, corrector=corrector))
         return SolverTable(tuple(steps))
 
@@ -239,6 +269,7 @@ class _Search:
     def _step(self) -> SolverStep:
         """A random step; its level comes with its place."""
         solver = str(self._random.choice(self.settings.solvers))
-        order = int(self._random.choice(list(_ORDER_SHARES), p=list(_ORDER_SHARES.values())))
-        corrector = bool(self._random.random() < 0.5)
+        shares = np.array([_ORDER_SHARES[order] for order in self.orders])
+        order = int(self._random.choice(self.orders, p=shares / shares.sum()))
+        corrector = bool(self._random.choice(self.settings.correctors))
         return SolverStep(self.levels[0], solver, order, corrector)
