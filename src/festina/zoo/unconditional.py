@@ -47,7 +47,7 @@ class UnconditionalSettings:
     """
 
     scenes: int = 40_000
-    denoiser_steps: int = 4_000
+    denoiser_steps: int = 14_000
     denoiser_batch: int = 16
     classifier_steps: int = 1_500
     classifier_batch: int = 64
